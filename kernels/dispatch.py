@@ -1,0 +1,127 @@
+"""From a Problem to a plan: look the config up once, prepare its launch, remember both."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from kernels.device import INTERPRETER, describe, interpreting
+from kernels.geometry import Geometry
+from kernels.heuristic import heuristic_config
+from kernels.launch import Launcher, build_launcher
+from kernels.settings import read_settings
+from kernels.variants import VARIANTS, is_legal, source_hash
+from tuning_db.lookup import Pick, RecordIndex, choose
+from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record
+from tuning_db.store import DatabaseError, read_records, shipped_records
+
+log = logging.getLogger("tuned_rmsnorm")
+
+BATCH_INVARIANT_ROWS = 4096
+"""With batch_invariant=True every call is looked up as if it had this many rows, so that cols alone decide the config."""
+
+_override: ContextVar[Config | None] = ContextVar("tuned_rmsnorm_override", default=None)
+
+
+@contextlib.contextmanager
+def override(config: Config) -> Iterator[None]:
+    """Within the `with` block, this thread's calls run `config` where it is legal. For experiments and tests."""
+    token = _override.set(config)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+active_override: Callable[[], Config | None] = _override.get
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the ladder answered for one kind of call, and the launch it prepared (None: PyTorch runs)."""
+
+    problem: Problem
+    pick: Pick
+    launch: Launcher | None
+
+
+@functools.cache
+def record_index(arch: str) -> RecordIndex:
+    """All records of an architecture, read once a process. A database that can't be read is a miss and one log line."""
+    layers = []
+    for path in read_settings().databases:
+        if not path.exists():
+            continue
+        try:
+            layers.append((str(path), *read_records(path, arch)))
+        except DatabaseError as error:
+            log.warning("tuning database ignored: %s", error)
+    try:
+        layers.append(("shipped", *shipped_records(arch)))
+    except DatabaseError as error:
+        log.warning("shipped records ignored: %s", error)
+    return RecordIndex(layers)
+
+
+def device_of(index: int) -> Device:
+    """The Device behind a CUDA device index; the interpreter's for -1."""
+    return INTERPRETER if index < 0 else describe(index)
+
+
+def pick_config(
+    problem: Problem, device: Device, *, in_place: bool = False, config: Config | None = None, index: RecordIndex | None = None
+) -> Pick:
+    """Ask the ladder. `config` overrides it where legal; `in_place` leaves out variants that read x after y was written."""
+
+    def allowed(candidate: Config) -> bool:
+        if candidate.variant == TORCH_VARIANT:
+            return not interpreting()
+        return is_legal(candidate, problem, device) and (VARIANTS[candidate.variant].IN_PLACE or not in_place)
+
+    return choose(
+        problem,
+        device,
+        record_index(device.arch) if index is None else index,
+        usable=lambda record: allowed(record.config) and is_current(record),
+        fresh=is_fresh,
+        heuristic=lambda problem, device: heuristic_config(problem, device, allowed),
+        override=config if config is not None and allowed(config) else None,
+    )
+
+
+def is_current(record: Record) -> bool:
+    """Whether the variant still has the revision that the record was made with."""
+    return record.config.variant == TORCH_VARIANT or VARIANTS[record.config.variant].REVISION == record.revision
+
+
+def is_fresh(record: Record) -> bool:
+    """Whether today's kernel source and Triton version are those of the record; a stale record is used, but yields to a fresh one."""
+    if record.triton_version != triton.__version__:
+        return False
+    return record.config.variant == TORCH_VARIANT or source_hash(record.config.variant) == record.source_hash
+
+
+def choose_and_prepare(
+    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, *, in_place: bool, batch_invariant: bool
+) -> Choice:
+    """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes and device."""
+    problem = geometry.problem(*dtypes)
+    if batch_invariant:
+        problem = Problem(**{**vars(problem), "rows": BATCH_INVARIANT_ROWS})
+    pick = pick_config(problem, device_of(device_index), in_place=in_place, config=active_override())
+    if pick.config.variant == TORCH_VARIANT:
+        return Choice(problem, pick, None)
+    try:
+        launch = build_launcher(pick.config, geometry, dtypes, device_index)
+    except triton.runtime.errors.OutOfResources as error:
+        # A modelled or neighbour's config can ask for more than this board has.
+        log.warning("%s can't run on this GPU (%s); PyTorch serves %s", pick.config, error, problem)
+        return Choice(problem, pick, None)
+    return Choice(problem, pick, launch)

@@ -1,0 +1,212 @@
+"""From a config and a geometry to a compiled kernel and a function that launches it: the one launcher, for runtime and tuner alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from kernels.device import interpreting
+from kernels.geometry import Geometry
+from kernels.variants import VARIANTS, split_row
+from kernels.workspace import workspace
+from tuning_db.model import NO_WEIGHT, Config
+
+Launcher: TypeAlias = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", float], None]
+"""launch(y, x, weight, eps): one kernel on the current stream of x's device. Shapes, strides and dtypes are those it was built for."""
+
+OPTIONS = ("num_warps", "maxnreg")
+"""Params of a config that are launch options; all others are constexprs of the kernel in lower case."""
+
+TYPE_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+POINTERS = ("y_ptr", "x_ptr", "w_ptr", "workspace_ptr")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What decides the machine code: two launches with equal Binary share one compiled kernel. Rows and strides are not in it."""
+
+    variant: str
+    x_dtype: str
+    w_dtype: str
+    y_dtype: str
+    constexprs: tuple[tuple[str, int | bool], ...]
+    options: tuple[tuple[str, int], ...]
+    aligned: bool
+    """Whether every pointer is a multiple of 16 bytes, so that loads may be 16 bytes wide."""
+
+
+def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool) -> dict[str, Any]:
+    """Every argument of the variant's kernel but pointers and eps, by name: the geometry's numbers, the params, what follows from both."""
+    variant = VARIANTS[config.variant]
+    heuristics = variant.kernel.fn
+    known = {
+        **vars(geometry),
+        **{name.upper(): value for name, value in config.params.items() if name not in OPTIONS},
+        "PTX": ptx,
+        "max_polls": 0 if interpreting() else split_row.MAX_POLLS,
+    }
+    arguments = {name: known[name] for name in heuristics.fn.arg_names if name in known}
+    for name, derive in heuristics.values.items():
+        arguments[name] = derive(arguments)
+    return arguments
+
+
+def binary_of(config: Config, dtypes: tuple[str, str, str], arguments: Mapping[str, Any], *, aligned: bool) -> Binary:
+    """The Binary that launches `config` with `arguments`; dtypes are those of x, w and y."""
+    x_dtype, w_dtype, y_dtype = dtypes
+    return Binary(
+        variant=config.variant,
+        x_dtype=x_dtype,
+        w_dtype=w_dtype,
+        y_dtype=y_dtype,
+        constexprs=tuple((name, value) for name, value in arguments.items() if name.isupper()),
+        options=tuple((name, int(config.params[name])) for name in OPTIONS if name in config.params),
+        aligned=aligned,
+    )
+
+
+def compile_binary(binary: Binary, target: GPUTarget) -> CompiledKernel:
+    """Compile for a target, which needs no GPU, or take the binary from Triton's disk cache."""
+    function = VARIANTS[binary.variant].kernel.fn.fn
+    pointers = {
+        "y_ptr": "*" + TYPE_NAMES[binary.y_dtype],
+        "x_ptr": "*" + TYPE_NAMES[binary.x_dtype],
+        "w_ptr": "constexpr" if binary.w_dtype == NO_WEIGHT else "*" + TYPE_NAMES[binary.w_dtype],
+        "workspace_ptr": "*i64",
+    }
+    signature, attributes = {}, {}
+    for position, param in enumerate(function.params):
+        if param.name in pointers:
+            signature[param.name] = pointers[param.name]
+            if binary.aligned and signature[param.name] != "constexpr":
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = "constexpr" if param.is_constexpr else param.annotation_type
+    constexprs: dict[str, Any] = dict(binary.constexprs)
+    if binary.w_dtype == NO_WEIGHT:
+        constexprs["w_ptr"] = None
+    source = ASTSource(function, signature, constexprs, attributes)
+    return triton.compile(source, target=target, options={**dict(binary.options), "enable_fp_fusion": True})
+
+
+@functools.lru_cache(maxsize=4096)
+def load_binary(binary: Binary, device_index: int) -> CompiledKernel:
+    """The compiled kernel, loaded on a GPU of this process. Raises triton's OutOfResources where it can't run there."""
+    with torch.cuda.device(device_index):
+        compiled = compile_binary(binary, triton.runtime.driver.active.get_current_target())
+        compiled._init_handles()
+    return compiled
+
+
+def build_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int) -> Launcher:
+    """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and y. Compiles, or loads what was compiled."""
+    variant = VARIANTS[config.variant]
+    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
+    grid = variant.grid(arguments)
+    words = variant.workspace_words(arguments) if hasattr(variant, "workspace_words") else 0
+    if interpreting():
+        return _interpreted_launcher(config, arguments, grid, words)
+    tail = tuple(arguments[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps"))
+
+    @functools.cache
+    def ordinary(aligned: bool) -> Launcher:
+        compiled = load_binary(binary_of(config, dtypes, arguments, aligned=aligned), device_index)
+        return _ordinary_launcher(compiled, grid, tail, device_index, words)
+
+    compiled = load_binary(binary_of(config, dtypes, arguments, aligned=True), device_index)
+    if _has_plain_c_launcher(compiled):
+        return _direct_launcher(compiled, grid, tail, device_index, words, ordinary)
+
+    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+        ordinary(_is_aligned(y, x, weight))(y, x, weight, eps)
+
+    return launch
+
+
+def _is_aligned(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> bool:
+    return not (y.data_ptr() | x.data_ptr() | (0 if weight is None else weight.data_ptr())) & 15
+
+
+def _interpreted_launcher(config: Config, arguments: dict[str, Any], grid: tuple[int, int, int], words: int) -> Launcher:
+    kernel = VARIANTS[config.variant].kernel.fn.fn[grid]
+
+    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+        extra = {"workspace_ptr": torch.zeros(words, dtype=torch.int64)} if words else {}
+        kernel(y_ptr=y, x_ptr=x, w_ptr=weight, eps=eps, **extra, **arguments)
+
+    return launch
+
+
+def _ordinary_launcher(
+    compiled: CompiledKernel, grid: tuple[int, int, int], tail: tuple[Any, ...], device_index: int, words: int
+) -> Launcher:
+    """Triton's own way to launch a compiled kernel: any version, any vendor, launch hooks served, any device current."""
+    run = compiled[grid]
+    raw_stream = torch._C._cuda_getCurrentRawStream
+
+    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+        with torch.cuda.device(device_index):
+            stream = raw_stream(device_index)
+            scratch = (workspace(device_index, stream, grid[0], words),) if words else ()
+            run(y, x, weight, *scratch, eps, *tail, stream=stream)
+
+    return launch
+
+
+def _has_plain_c_launcher(compiled: CompiledKernel) -> bool:
+    """Whether the launcher object's C function takes what `_direct_launcher` passes: Triton 3.6 on CUDA, no scratch memory."""
+    launcher = compiled.run
+    return (
+        triton.__version__.startswith("3.6.")
+        and torch.version.hip is None
+        and type(launcher).__name__ == "CudaLauncher"
+        and type(launcher.launch).__name__ == "builtin_function_or_method"
+        and launcher.global_scratch_size == 0
+        and launcher.profile_scratch_size == 0
+    )
+
+
+def _direct_launcher(
+    compiled: CompiledKernel,
+    grid: tuple[int, int, int],
+    tail: tuple[Any, ...],
+    device_index: int,
+    words: int,
+    ordinary: Callable[[bool], Launcher],
+) -> Launcher:
+    """The launcher's C function with integers for pointers, without Triton's Python around it.
+
+    Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current.
+    """
+    launcher = compiled.run
+    c_launch, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
+    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
+    grid_x, grid_y, grid_z = grid
+    raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+
+    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+        y_ptr, x_ptr = y.data_ptr(), x.data_ptr()
+        w_ptr = 0 if weight is None else weight.data_ptr()
+        hooked = enter.calls or leave.calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
+        if hooked or (y_ptr | x_ptr | w_ptr) & 15 or device_now() != device_index:
+            ordinary(_is_aligned(y, x, weight))(y, x, weight, eps)
+            return
+        stream = raw_stream(device_index)
+        scratch = (workspace(device_index, stream, grid_x, words).data_ptr(),) if words else ()
+        c_launch(
+            grid_x, grid_y, grid_z, stream, function, cooperative, dependent, None, None, metadata, None, None, None,
+            y_ptr, x_ptr, w_ptr, *scratch, eps, *tail,
+        )  # fmt: skip
+
+    return launch

@@ -1,0 +1,312 @@
+"""The public function `rmsnorm`: checks, then a dict hit, an allocation and a launch."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from kernels.device import interpreting
+from kernels.geometry import Geometry, geometry_of
+from kernels.reference import rmsnorm_torch
+from kernels.settings import BACKENDS, read_settings
+
+if TYPE_CHECKING:
+    from tuning_db.model import Config
+
+Call: TypeAlias = Callable[[torch.Tensor, "torch.Tensor | None", float, "torch.Tensor | None"], torch.Tensor]
+"""call(x, weight, eps, out) -> y for one kind of arguments, everything else decided."""
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
+MAX_PLANS = 16384
+"""Kinds of calls remembered; past that the table starts anew. 16384 plans take some 30 MB."""
+
+
+class InvalidInput(ValueError, AssertionError):
+    """An argument that `rmsnorm` can't work with. The text names the value seen and what would work."""
+
+
+class _Plan:
+    """A remembered kind of call: what runs, and how that was decided."""
+
+    __slots__ = ("call", "served_by")
+
+    def __init__(self, call: Call, served_by: str) -> None:
+        self.call = call
+        self.served_by = served_by
+
+
+_plans: dict[Any, _Plan] = {}
+_no_override: ContextVar[Config | None] = ContextVar("tuned_rmsnorm_no_override", default=None)
+_active_override: Callable[[], Config | None] = _no_override.get  # dispatch's own once a kernel was asked for
+
+
+def rmsnorm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    axis: int = -1,
+    *,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """Root mean square layer normalization: y = x / sqrt(mean(x², axis) + eps) * weight.
+
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4, with eps inside the root. Arithmetic is fp32 whatever
+    the dtypes (fp64 for fp64 x), the result is rounded once to x's dtype.
+
+    Args:
+        x: tensor of any shape with at least one dimension and no size 0; fp16, bf16, fp32 (kernels) or fp64 (PyTorch). Any strides:
+            rows at up to two strides are read in place (a q or k slice of a packed qkv); what needs more is copied once.
+        weight: None, or a vector of length x.shape[axis] on x's device, of any of these dtypes.
+        eps: added to the mean square; not negative.
+        axis: the dimension to normalise over.
+        out: where to write the result: x's shape, dtype and device. May be x itself.
+        backend: "auto", "triton" (an error where no kernel serves the call) or "torch" (any device, any float dtype, empty x).
+            RMSNORM_BACKEND in the environment replaces "auto".
+        batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it.
+
+    Returns:
+        A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Inputs that require
+        grad go through PyTorch, differentiably.
+
+    Raises:
+        InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        _check(x, weight, axis, out, backend, eps)
+        return _into(out, rmsnorm_torch(x, weight, eps, axis))
+    try:
+        key = (
+            x.shape, x.stride(), x.dtype, x.get_device(), type(x), axis, backend, batch_invariant, _active_override(),
+            None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device()),
+            None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), _offset_if_shared(x, out)),
+            torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)),
+        )  # fmt: skip
+        plan = _plans.get(key)
+    except (AttributeError, TypeError, RuntimeError):
+        # No tensor, an unhashable argument, or a tensor without memory: the checks say which.
+        key = plan = None
+    if plan is None:
+        plan = _prepare(x, weight, eps, axis, out, backend, batch_invariant)
+        if key is not None:
+            if len(_plans) >= MAX_PLANS:
+                _plans.clear()
+            _plans[key] = plan
+    if not eps >= 0:
+        raise InvalidInput(f"eps is {eps}; pass a number that is not negative, such as 1e-6")
+    return plan.call(x, weight, eps, out)
+
+
+def stats() -> dict[str, int]:
+    """How many distinct kinds of calls (shape, strides, dtypes, device, …) each tier of the ladder serves in this process.
+
+    Keys are tier names in lower case: `exact`, `nearest_rows`, `nearest_cols`, `nearest_device`, `modelled`, `heuristic`, `torch`,
+    `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (gradients, fp64, backend="torch").
+    """
+    return dict(Counter(plan.served_by for plan in list(_plans.values())))
+
+
+def forget_plans() -> None:
+    """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
+    _plans.clear()
+    if importlib.util.find_spec("triton") is not None:
+        from kernels import dispatch
+
+        dispatch.record_index.cache_clear()
+
+
+def _check(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise InvalidInput(f"x is a {type(x).__name__}; pass a torch.Tensor")
+    if x.layout != torch.strided:
+        raise InvalidInput(f"x has layout {x.layout}; pass a dense tensor, for example x.to_dense()")
+    if x.dtype not in FLOAT_DTYPES:
+        raise InvalidInput(f"x.dtype is {x.dtype}; use float16, bfloat16, float32 or float64")
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise InvalidInput(f"axis is {axis!r}; pass an int")
+    if x.dim() == 0:
+        raise InvalidInput("x has no dimensions; pass at least a vector, for example x.view(1)")
+    if not -x.dim() <= axis < x.dim():
+        raise InvalidInput(f"axis is {axis}, but x has {x.dim()} dimensions; use {-x.dim()} … {x.dim() - 1}")
+    if isinstance(eps, torch.Tensor):
+        raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
+    cols = x.shape[axis]
+    if weight is not None:
+        if not isinstance(weight, torch.Tensor):
+            raise InvalidInput(f"weight is a {type(weight).__name__}; pass a torch.Tensor or None")
+        if weight.dim() != 1 or weight.shape[0] != cols:
+            raise InvalidInput(f"weight has shape {tuple(weight.shape)}; x.shape[{axis}] = {cols} asks for ({cols},)")
+        if weight.dtype not in FLOAT_DTYPES:
+            raise InvalidInput(f"weight.dtype is {weight.dtype}; use float16, bfloat16, float32 or float64")
+        if weight.device != x.device:
+            raise InvalidInput(f"weight is on {weight.device}, x on {x.device}; move one of them")
+    if backend not in BACKENDS:
+        raise InvalidInput(f"backend is {backend!r}; use one of {', '.join(BACKENDS)}")
+    if out is not None:
+        if not isinstance(out, torch.Tensor):
+            raise InvalidInput(f"out is a {type(out).__name__}; pass a torch.Tensor or None")
+        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+            raise InvalidInput(
+                f"out is {tuple(out.shape)} {out.dtype} on {out.device}; x asks for {tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+
+
+def _check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
+    offset = _offset_if_shared(x, out)
+    if offset is None:
+        return
+    same = offset == 0 and x.stride() == out.stride()
+    packed = x.is_contiguous() and out.is_contiguous()  # otherwise the views may interleave without an element in common
+    if not same and packed and abs(offset) < x.numel() * x.element_size():
+        raise InvalidInput("out overlaps x in part; pass x itself or memory of its own")
+
+
+def _into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    return y if out is None else out.copy_(y)
+
+
+def _prepare(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    axis: int,
+    out: torch.Tensor | None,
+    backend: str,
+    batch_invariant: bool,
+) -> _Plan:
+    """Check the arguments and decide what serves this kind of call."""
+    _check(x, weight, axis, out, backend, eps)
+    if backend == "auto":
+        backend = read_settings().backend
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+    if needs_grad and out is not None:
+        raise InvalidInput("out was given, but an input requires grad; drop out or call under torch.no_grad()")
+    if backend == "torch":
+        return _torch_plan(axis, "torch_requested")
+    if x.numel() == 0:
+        raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
+    if x.device.type != "cuda" and not interpreting():
+        raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
+    reason = _why_not_triton(x, weight, needs_grad)
+    if reason:
+        if backend == "triton":
+            raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
+        return _torch_plan(axis, "torch_requested")
+    if out is not None:
+        _check_out_memory(x, out)
+    return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+
+
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
+    """Why no kernel serves these inputs; empty if one does."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if type(x) not in (torch.Tensor, torch.nn.Parameter):
+        return f"x is a {type(x).__name__}, which has operations of its own"
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "x is under a torch.func transform"
+    if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
+        return "a float64 tensor is served by PyTorch only"
+    if needs_grad:
+        return "an input requires grad, which is served by PyTorch for now"
+    return ""
+
+
+def _torch_plan(axis: int, served_by: str) -> _Plan:
+    return _Plan(lambda x, weight, eps, out: _into(out, rmsnorm_torch(x, weight, eps, axis)), served_by)
+
+
+def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool) -> _Plan:
+    global _active_override
+    from kernels import dispatch
+
+    _active_override = dispatch.active_override
+    y_strides = _strides_like(x) if out is None else out.stride()
+    geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
+    if geometry is None:
+        return _copying_plan(x, weight, axis, batch_invariant)
+    choice = dispatch.choose_and_prepare(
+        geometry,
+        (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
+        x.get_device(),
+        in_place=out is not None and _offset_if_shared(x, out) is not None,
+        batch_invariant=batch_invariant,
+    )
+    served_by = choice.pick.tier.name.lower()
+    if choice.launch is None:
+        return _torch_plan(axis, served_by)
+    return _Plan(_launching_call(choice.launch, geometry, x, weight, y_strides, axis), served_by)
+
+
+def _launching_call(
+    launch: Any, geometry: Geometry, x: torch.Tensor, weight: torch.Tensor | None, y_strides: tuple[int, ...], axis: int
+) -> Call:
+    allocate = _allocator(x, y_strides)
+    resolve = x.dtype.is_floating_point and (geometry.x_col_stride != 1)
+    strided_weight = weight is not None and weight.stride(0) != 1 and weight.numel() > 1
+
+    def call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
+        y = allocate(x) if out is None else out
+        try:
+            launch(y, x, weight, eps)
+        except RuntimeError:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(x):
+                raise
+            return rmsnorm_torch(x, weight, eps, axis)
+        return y
+
+    def odd_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
+        return call(x.resolve_neg(), None if weight is None else weight.contiguous(), eps, out)
+
+    return odd_call if resolve or strided_weight else call
+
+
+def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch_invariant: bool) -> _Plan:
+    """x (or out) has rows at more than two strides: normalise a contiguous copy, and copy into `out` where that was given."""
+    packed = x.contiguous()
+    inner = _triton_plan(packed, weight, axis, None, batch_invariant)
+
+    def call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
+        return _into(out, inner.call(x.contiguous(), weight, eps, None))
+
+    return _Plan(call, inner.served_by)
+
+
+def _strides_like(x: torch.Tensor) -> tuple[int, ...]:
+    """The strides that `torch.empty_like(x)` has."""
+    return torch.empty_like(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")).stride()
+
+
+def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Allocates the result. On CUDA with the function that Inductor's code calls, where torch has it: a third of empty_like's time."""
+    fast = getattr(getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None)
+    if x.device.type != "cuda" or fast is None:
+        return torch.empty_like
+    shape, dtype, index = tuple(x.shape), x.dtype, x.get_device()
+    device_now = torch._C._cuda_getDevice
+
+    def allocate(x: torch.Tensor) -> torch.Tensor:
+        return fast(shape, strides, dtype) if device_now() == index else torch.empty_like(x)
+
+    return allocate
+
+
+def _offset_if_shared(x: torch.Tensor, out: torch.Tensor) -> int | None:
+    """Bytes from x's start to out's start if both are views of one storage, else None."""
+    if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+        return None
+    return out.data_ptr() - x.data_ptr()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

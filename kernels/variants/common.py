@@ -1,0 +1,112 @@
+"""What the kernels share: row addressing, alignment facts, the packed-register trick, and the constexprs derived from a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import triton
+import triton.language as tl
+
+from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem, bucket_rows
+
+IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
+
+VECTOR_BYTES = 16
+"""The widest load a thread issues on NVIDIA and AMD GPUs alike."""
+
+
+@triton.jit
+def row_start(ptr, row, inner_rows, outer_stride, row_stride, ALIGN: tl.constexpr, TWO_STRIDE: tl.constexpr):
+    """Pointer to the first element of a row. The strides are multiples of ALIGN elements, and the compiler is told so."""
+    # x // ALIGN * ALIGN equals x here; written out, it is what lets loads be vectorised without specialising the stride's value.
+    aligned_row_stride = row_stride // ALIGN * ALIGN
+    if TWO_STRIDE:
+        aligned_outer_stride = outer_stride // ALIGN * ALIGN
+        return ptr + (row // inner_rows) * aligned_outer_stride + (row % inner_rows) * aligned_row_stride
+    else:
+        return ptr + row * aligned_row_stride
+
+
+@triton.jit
+def keep_packed(x, PTX: tl.constexpr):
+    """x itself, in a form the compiler can't connect with the x before it.
+
+    A 16-bit x is needed in fp32 twice: for the sum and for the result. The compiler would convert once and keep the fp32 copy alive
+    across the reduction, twice the registers (88 instead of 64 at 64 elements a thread on sm_90). Behind an opaque move it converts
+    twice and keeps the packed copy. PTX only: elsewhere x is returned as it is.
+    """
+    if PTX and x.dtype.primitive_bitwidth == 16:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=2)
+    else:
+        return x
+
+
+@triton.jit
+def scaled(x, w, rstd, HAS_WEIGHT: tl.constexpr, out_dtype: tl.constexpr):
+    """x * rstd * w in fp32, rounded once to out_dtype."""
+    y = x.to(tl.float32) * rstd
+    if HAS_WEIGHT:
+        y = y * w.to(tl.float32)
+    return y.to(out_dtype)
+
+
+def align_elements(args: Mapping[str, Any]) -> int:
+    """Largest power of two up to 16 elements that divides cols and every row stride."""
+    strides = (args["x_row_stride"], args["y_row_stride"], args["x_outer_stride"], args["y_outer_stride"])
+    return math.gcd(16, args["cols"], *strides)
+
+
+def has_two_strides(args: Mapping[str, Any]) -> bool:
+    return args["inner_rows"] > 0
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def elements_per_thread_fit(elements: int, itemsize: int, num_warps: int, warp_size: int) -> bool:
+    """Whether a tile gives each thread at least one full vector (or is a single warp's) and at most 64 elements in registers."""
+    per_thread = elements // (num_warps * warp_size)
+    return per_thread <= 64 and (num_warps == 1 or per_thread * itemsize >= VECTOR_BYTES)
+
+
+def prune_configs(is_valid: IsValid) -> dict[str, Any]:
+    """`prune_configs_by` for `triton.autotune`: the configs of the space that `is_valid` accepts for the call's arguments."""
+
+    def early_config_prune(configs: list[triton.Config], named_args: Mapping[str, Any], **_: Any) -> list[triton.Config]:
+        from kernels.device import current_device  # asks the GPU, so not at import
+
+        problem = problem_of_call(named_args)
+        device = current_device()
+        return [config for config in configs if is_valid(config_params(config), problem, device)]
+
+    return {"early_config_prune": early_config_prune}
+
+
+def config_params(config: triton.Config) -> dict[str, ParamValue]:
+    """A triton.Config as the params of a Config: constexprs in lower case, and the launch options that are tuned."""
+    params = {name.lower(): value for name, value in config.kwargs.items()}
+    params["num_warps"] = config.num_warps
+    if config.maxnreg is not None:
+        params["maxnreg"] = config.maxnreg
+    return params
+
+
+def problem_of_call(args: Mapping[str, Any]) -> Problem:
+    """The Problem behind the named arguments of a kernel call."""
+    if "x_col_stride" in args:
+        layout = "strided_axis"
+    else:
+        layout = "two_stride" if has_two_strides(args) else "contiguous"
+    return Problem(
+        op="rmsnorm",
+        x_dtype=str(args["x_ptr"].dtype).removeprefix("torch."),
+        w_dtype=NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch."),
+        y_dtype=str(args["y_ptr"].dtype).removeprefix("torch."),
+        rows=bucket_rows(args["rows"]),
+        cols=args["cols"],
+        layout=layout,
+        inner_rows=bucket_rows(args["inner_rows"]) if layout == "strided_axis" else 1,
+    )

@@ -1,0 +1,103 @@
+"""One program walks one row block by block, twice: sum, then scale. Any width; the second read is meant to hit the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from kernels.variants.common import (
+    align_elements,
+    elements_per_thread_fit,
+    has_two_strides,
+    prune_configs,
+    row_start,
+    scaled,
+)
+from tuning_db.model import Device, Problem, itemsize
+
+REVISION = 1
+LAYOUTS = ("contiguous", "two_stride")
+IN_PLACE = True  # the second pass reads a block right before it writes the same block
+
+MIN_BLOCK_COLS = 2048
+MAX_COLS = 2**30  # offsets within a row are 32-bit
+MAX_ROWS = 2**30  # one program a row; a grid has less than 2**31
+
+
+def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
+    block_cols, num_warps = params["block_cols"], params["num_warps"]
+    if problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
+        return False
+    if problem.cols <= block_cols and block_cols > MIN_BLOCK_COLS:
+        return False  # a row of one block is whole_row's, except that some config must serve every width
+    return elements_per_thread_fit(block_cols, itemsize(problem.x_dtype), num_warps, device.warp_size)
+
+
+@triton.autotune(
+    configs=[
+        triton.Config({"BLOCK_COLS": block_cols}, num_warps=num_warps)
+        for block_cols in (MIN_BLOCK_COLS, 4096, 8192, 16384)
+        for num_warps in (4, 8, 16, 32)
+    ],
+    key=["cols", "rows"],
+    prune_configs_by=prune_configs(is_valid),
+)
+@triton.heuristics(
+    {
+        "EXACT": lambda args: args["cols"] % args["BLOCK_COLS"] == 0,
+        "ALIGN": align_elements,
+        "TWO_STRIDE": has_two_strides,
+    }
+)
+@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride"])
+def looped_kernel(
+    y_ptr,
+    x_ptr,
+    w_ptr,
+    eps: tl.float32,
+    rows: tl.int64,
+    cols: tl.int32,
+    inner_rows: tl.int64,
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    y_outer_stride: tl.int64,
+    y_row_stride: tl.int64,
+    PTX: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    EXACT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    TWO_STRIDE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)  # row * stride passes 2**31 elements
+    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    aligned_cols = cols // ALIGN * ALIGN
+    HAS_WEIGHT: tl.constexpr = w_ptr is not None
+
+    squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
+    for start in range(0, cols, BLOCK_COLS):
+        col = start + tl.arange(0, BLOCK_COLS)
+        mask = None if EXACT else col < aligned_cols
+        x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0, eviction_policy="evict_last").to(tl.float32)
+        squares += x * x
+    rstd = tl.rsqrt(tl.sum(squares) / cols + eps)
+
+    # From the end to the start: the blocks read last are the likeliest still in L2.
+    for done in range(0, cols, BLOCK_COLS):
+        col = (cols - 1) // BLOCK_COLS * BLOCK_COLS - done + tl.arange(0, BLOCK_COLS)
+        mask = None if EXACT else col < aligned_cols
+        x = tl.load(x_row_ptr + col, mask=mask, eviction_policy="evict_first")
+        w = x
+        if HAS_WEIGHT:
+            w = tl.load(w_ptr + col, mask=mask)
+        tl.store(y_row_ptr + col, scaled(x, w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
+
+
+kernel = looped_kernel
+
+
+def grid(args: Mapping[str, Any]) -> tuple[int, int, int]:
+    return (args["rows"], 1, 1)

@@ -1,0 +1,99 @@
+"""One program normalises one row: one read, one write. The row waits in registers while its mean square is summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from kernels.variants.common import (
+    align_elements,
+    elements_per_thread_fit,
+    has_two_strides,
+    keep_packed,
+    next_power_of_2,
+    prune_configs,
+    row_start,
+    scaled,
+)
+from tuning_db.model import Device, Problem, itemsize
+
+REVISION = 1
+LAYOUTS = ("contiguous", "two_stride")
+IN_PLACE = True
+
+MAX_COLS = 65536
+"""64 elements a thread in 32 warps."""
+MAX_ROWS = 2**30  # one program a row; a grid has less than 2**31
+
+
+def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
+    if problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
+        return False
+    if problem.w_dtype == "none" and params["weight_first"]:
+        return False  # the same binary as weight_first=False
+    return elements_per_thread_fit(next_power_of_2(problem.cols), itemsize(problem.x_dtype), params["num_warps"], device.warp_size)
+
+
+@triton.autotune(
+    configs=[
+        triton.Config({"WEIGHT_FIRST": weight_first}, num_warps=num_warps)
+        for num_warps in (1, 2, 4, 8, 16, 32)
+        for weight_first in (True, False)
+    ],
+    key=["cols", "rows"],
+    prune_configs_by=prune_configs(is_valid),
+)
+@triton.heuristics(
+    {
+        "BLOCK_COLS": lambda args: next_power_of_2(args["cols"]),
+        "EXACT": lambda args: next_power_of_2(args["cols"]) == args["cols"],
+        "ALIGN": align_elements,
+        "TWO_STRIDE": has_two_strides,
+    }
+)
+@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride"])
+def whole_row_kernel(
+    y_ptr,
+    x_ptr,
+    w_ptr,
+    eps: tl.float32,
+    rows: tl.int64,
+    cols: tl.int32,
+    inner_rows: tl.int64,
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    y_outer_stride: tl.int64,
+    y_row_stride: tl.int64,
+    PTX: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    EXACT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    TWO_STRIDE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)  # row * stride passes 2**31 elements
+    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    col = tl.arange(0, BLOCK_COLS)
+    mask = None if EXACT else col < cols // ALIGN * ALIGN
+    HAS_WEIGHT: tl.constexpr = w_ptr is not None
+
+    x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0)
+    w = x
+    if HAS_WEIGHT and WEIGHT_FIRST:
+        w = tl.load(w_ptr + col, mask=mask)
+    x_f32 = x.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) / cols + eps)
+    if HAS_WEIGHT and not WEIGHT_FIRST:
+        w = tl.load(w_ptr + col, mask=mask)
+    tl.store(y_row_ptr + col, scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
+
+
+kernel = whole_row_kernel
+
+
+def grid(args: Mapping[str, Any]) -> tuple[int, int, int]:
+    return (args["rows"], 1, 1)

@@ -1,0 +1,92 @@
+"""Zeroed device memory for kernels that count arrivals: one piece a stream, and one a stream of each captured graph.
+
+Kernels on one stream run one after another, so they share a piece. A graph may be replayed on any stream at any time, beside other
+graphs, so each gets memory that nobody else ever uses. That memory is cut from a slab zeroed outside of captures; where no slab has
+room (or the very first call is a captured one) the piece is allocated and zeroed within the graph, which adds a node to it.
+
+Pieces are also separate for each split, because a counter only ever grows by whole multiples of the split that uses it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import torch
+
+from kernels.device import capture_id
+
+SLAB_WORDS = 1 << 18
+"""2 MiB a GPU. A graph of decode calls (16 rows, split in 8) takes 640 bytes of it, however many calls it holds."""
+
+MIN_WORDS = 1 << 10
+
+
+@dataclass
+class _Slab:
+    memory: torch.Tensor
+    used: int = 0
+
+
+@dataclass
+class _Capture:
+    """The pieces of the capture that a stream is in, or was in last."""
+
+    identity: int | None
+    pieces: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+_by_stream: dict[tuple[int, int, int], torch.Tensor] = {}
+_captures: dict[tuple[int, int], _Capture] = {}
+_slabs: dict[int, _Slab] = {}
+_retired: list[torch.Tensor] = []  # used slabs: captured graphs point into them for as long as they live
+_slab_lock = threading.Lock()  # taken where a slab is cut or replaced, never by a usual call
+
+
+def workspace(device_index: int, stream: int, split: int, words: int) -> torch.Tensor:
+    """At least `words` 64-bit words whose counters hold a multiple of `split`, for a launch on `stream` of the current device."""
+    if torch._C._cuda_isCurrentStreamCapturing():
+        return _captured(device_index, stream, split, words)
+    piece = _by_stream.get((device_index, stream, split))
+    if piece is None or piece.numel() < words:
+        # Freed memory of the smaller piece is reused on this stream only, after the kernels that still run on it.
+        piece = _zeros(device_index, max(MIN_WORDS, 1 << (words - 1).bit_length()))
+        _by_stream[(device_index, stream, split)] = piece
+    slab = _slabs.get(device_index)
+    if slab is None or slab.used > SLAB_WORDS // 2:
+        _refill_slab(device_index)
+    return piece
+
+
+def _captured(device_index: int, stream: int, split: int, words: int) -> torch.Tensor:
+    identity = capture_id(stream)
+    capture = _captures.get((device_index, stream))
+    if capture is None or identity is None or capture.identity != identity:
+        capture = _captures[(device_index, stream)] = _Capture(identity)
+    piece = capture.pieces.get(split)
+    if piece is None or piece.numel() < words:
+        piece = capture.pieces[split] = _cut(device_index, words)
+    return piece
+
+
+def _cut(device_index: int, words: int) -> torch.Tensor:
+    with _slab_lock:
+        slab = _slabs.get(device_index)
+        if slab is not None and slab.used + words <= SLAB_WORDS:
+            start, slab.used = slab.used, slab.used + words
+            return slab.memory[start : slab.used]
+    return _zeros(device_index, words)
+
+
+def _refill_slab(device_index: int) -> None:
+    """A slab with room for the captures to come. Not under capture."""
+    memory = _zeros(device_index, SLAB_WORDS)
+    torch.cuda.current_stream(device_index).synchronize()  # zeroed before a graph on any other stream uses it
+    with _slab_lock:
+        if device_index in _slabs:
+            _retired.append(_slabs[device_index].memory)
+        _slabs[device_index] = _Slab(memory)
+
+
+def _zeros(device_index: int, words: int) -> torch.Tensor:
+    return torch.zeros(words, dtype=torch.int64, device=f"cuda:{device_index}")
