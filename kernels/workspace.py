@@ -70,6 +70,7 @@ def _captured(device_index: int, stream: int, split: int, words: int) -> torch.T
 
 
 def _cut(device_index: int, words: int) -> torch.Tensor:
+    words = -(-words // 16) * 16  # every pointer that a kernel gets is a multiple of 16 bytes
     with _slab_lock:
         slab = _slabs.get(device_index)
         if slab is not None and slab.used + words <= SLAB_WORDS:
