@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-import torch
 import triton
 
 from kernels.device import INTERPRETER, describe, interpreting
@@ -98,7 +97,7 @@ def pick_config(
 
 def is_current(record: Record) -> bool:
     """Whether the variant still has the revision that the record was made with."""
-    return record.config.variant == TORCH_VARIANT or VARIANTS[record.config.variant].REVISION == record.revision
+    return record.config.variant == TORCH_VARIANT or record.revision == VARIANTS[record.config.variant].REVISION
 
 
 def is_fresh(record: Record) -> bool:

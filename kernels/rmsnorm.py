@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar

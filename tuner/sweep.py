@@ -1,0 +1,294 @@
+"""The pipeline: enumerate, compile, prune, verify, measure, confirm, record; one committed Problem at a time."""
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TypeAlias
+
+import torch
+import triton
+
+from kernels.dispatch import is_current, is_fresh, pick_config
+from kernels.heuristic import heuristic_config
+from kernels.launch import Launcher, build_launcher
+from kernels.reference import rmsnorm_torch
+from kernels.variants import VARIANTS, candidates, source_hash
+from tuner.architectures import Architecture, target_of
+from tuner.cases import EPS, Case, Tensors
+from tuner.compiling import Compiled, CompilePool, binary_for
+from tuner.measure import Bench, measurement
+from tuner.model import modelled
+from tuner.race import Samples, median_interval, race
+from tuner.verify import Verifier
+from tuning_db.lookup import RecordIndex
+from tuning_db.model import (
+    TORCH_VARIANT,
+    Config,
+    Device,
+    Measurement,
+    Problem,
+    Record,
+    Resources,
+    Role,
+    Source,
+    Status,
+    Sweep,
+    Tier,
+    Trial,
+    canonical_json,
+)
+from tuning_db.store import Store
+
+TORCH = Config.of(TORCH_VARIANT)
+FINALISTS = 3
+"""Fastest configs of the elimination that race again on fresh buffers, so that luck in one race decides nothing."""
+FINAL_ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Started:
+    """Work on a problem begins; `done` of `total` problems are finished, `compiled` of `binaries` binaries compiled."""
+
+    problem: Problem
+    done: int
+    total: int
+    compiled: int
+    binaries: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A problem's trials are committed. record is None if no config got through."""
+
+    problem: Problem
+    record: Record | None
+    trials: int
+    failed: int
+
+
+Watch: TypeAlias = Callable[[Started | Finished], None]
+
+
+def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: Source) -> list[Problem]:
+    """The problems without a record of today's kernels, in order: what a resumed sweep still has to do."""
+    done = {record.problem for record in records if record.source is source and is_current(record) and is_fresh(record)}
+    return [problem for problem in problems if problem not in done]
+
+
+def sweep_gpu(
+    problems: Sequence[Problem], device: Device, index: int, store: Store, argv: Sequence[str], watch: Watch, budget_s: float | None
+) -> None:
+    """Tune each problem on GPU `index` and commit it. Stops after `budget_s` seconds, between two problems."""
+    target = target_of(device.arch, device.warp_size)
+    gpu = torch.device("cuda", index)
+    started = time.monotonic()
+    with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid, torch.cuda.device(index):
+        for problem in problems:
+            pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
+        known = RecordIndex([(str(store.path), [device], store.records(device.uid))])
+        for number, problem in enumerate(problems):
+            if budget_s is not None and time.monotonic() - started > budget_s:
+                break
+            watch(Started(problem, number, len(problems), *pool.progress))
+            trials = _Tuning(problem, device, gpu, sweep_uid, known).run(pool)
+            watch(_commit(store, problem, trials))
+
+
+def sweep_compile_only(
+    problems: Sequence[Problem], architecture: Architecture, store: Store, argv: Sequence[str], watch: Watch
+) -> None:
+    """Compile every candidate for an architecture and record the model's pick for each problem."""
+    device, target = architecture.device, architecture.target
+    with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid:
+        for problem in problems:
+            pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
+        for number, problem in enumerate(problems):
+            watch(Started(problem, number, len(problems), *pool.progress))
+            book = _TrialBook(problem, device, sweep_uid)
+            for config in candidates(problem, device):
+                compiled = pool.result(binary_for(problem, config, target))
+                estimate = None
+                if compiled.status is Status.OK and compiled.resources is not None:
+                    estimate = modelled(problem, config, compiled.resources, architecture)
+                book.add(
+                    config, compiled.status, error=compiled.error, resources=compiled.resources, measurement=estimate, final=True
+                )
+            watch(_commit(store, problem, book.trials))
+
+
+class _TrialBook:
+    """Collects the trials of one problem, all of one race."""
+
+    def __init__(self, problem: Problem, device: Device, sweep_uid: str) -> None:
+        self.problem, self.device, self.sweep_uid = problem, device, sweep_uid
+        self.race_uid = uuid.uuid4().hex
+        self.trials: list[Trial] = []
+
+    def add(
+        self,
+        config: Config,
+        status: Status,
+        *,
+        role: Role = Role.CANDIDATE,
+        error: str = "",
+        resources: Resources | None = None,
+        measurement: Measurement | None = None,
+        final: bool = False,
+    ) -> None:
+        of_kernel = config.variant != TORCH_VARIANT
+        self.trials.append(
+            Trial(
+                uid=uuid.uuid4().hex,
+                sweep_uid=self.sweep_uid,
+                race_uid=self.race_uid,
+                device_uid=self.device.uid,
+                problem=self.problem,
+                config=config,
+                role=role,
+                status=status,
+                final=final,
+                created_at=now(),
+                revision=VARIANTS[config.variant].REVISION if of_kernel else 0,
+                source_hash=source_hash(config.variant) if of_kernel else "",
+                triton_version=triton.__version__,
+                torch_version=torch.__version__,
+                error=error,
+                measurement=measurement,
+                resources=resources,
+            )
+        )
+
+
+class _Tuning:
+    """Tunes one problem on one GPU."""
+
+    def __init__(self, problem: Problem, device: Device, gpu: torch.device, sweep_uid: str, known: RecordIndex) -> None:
+        self.problem, self.device = problem, device
+        self.case = Case(problem, gpu)
+        self.book = _TrialBook(problem, device, sweep_uid)
+        self.launchers: dict[Config, Launcher] = {}
+        self.resources: dict[Config, Resources | None] = {}
+        incumbent = pick_config(problem, device, index=known)
+        self.incumbent = incumbent.config if incumbent.tier is Tier.EXACT else None
+        self.heuristic = heuristic_config(problem, device)
+
+    def run(self, pool: CompilePool) -> list[Trial]:
+        """All trials of the problem, the final ones last."""
+        self._build(pool)
+        self._verify()
+        if self.launchers:
+            self._final(self._eliminate())
+        return self.book.trials
+
+    def _build(self, pool: CompilePool) -> None:
+        target = target_of(self.device.arch, self.device.warp_size)
+        for config in candidates(self.problem, self.device):
+            compiled: Compiled = pool.result(binary_for(self.problem, config, target))
+            if compiled.status is not Status.OK:
+                self.book.add(config, compiled.status, error=compiled.error, resources=compiled.resources)
+                continue
+            try:
+                self.launchers[config] = build_launcher(config, self.case.geometry, self.case.dtypes, self.case.device.index)
+            except triton.runtime.errors.OutOfResources as error:
+                self.book.add(config, Status.OUT_OF_RESOURCES, error=str(error), resources=compiled.resources)
+            self.resources[config] = compiled.resources
+
+    def _verify(self) -> None:
+        verifier = Verifier(self.case)
+        for config, launcher in list(self.launchers.items()):
+            fault = verifier.fault(launcher)
+            if fault:
+                self.book.add(config, Status.WRONG, error=fault, resources=self.resources[config])
+                del self.launchers[config]
+
+    def _eliminate(self) -> list[Config]:
+        """Race all launchers; the configs fastest by median."""
+        bench = Bench(self.case, self.device, seed=2)
+        for config, launcher in self.launchers.items():
+            bench.enter_launcher(config, launcher)
+        samples, reference = _raced(bench, list(self.launchers))
+        for config in self.launchers:
+            timed = measurement(config, samples, reference)
+            self.book.add(config, Status.OK, resources=self.resources[config], measurement=timed)
+        return sorted(self.launchers, key=lambda config: (median_interval(samples[config])[0], str(config)))[:FINALISTS]
+
+    def _final(self, finalists: list[Config]) -> None:
+        """Finalists, incumbent, heuristic and PyTorch on fresh buffers; every role a config has gets a trial of its own."""
+        roles: dict[Config, list[Role]] = {config: [Role.CANDIDATE] for config in finalists}
+        for config, role in ((self.incumbent, Role.INCUMBENT), (self.heuristic, Role.HEURISTIC), (TORCH, Role.TORCH)):
+            if config == TORCH or config in self.launchers:
+                roles.setdefault(config, []).append(role)
+        bench = Bench(self.case, self.device, seed=3)
+        for config in roles:
+            if config == TORCH:
+                bench.enter(TORCH, self._torch, max(2, bench.launches // 4))
+            else:
+                bench.enter_launcher(config, self.launchers[config])
+        samples, reference = _raced(bench, list(roles), rounds=FINAL_ROUNDS)
+        for config, own_roles in roles.items():
+            timed = measurement(config, samples, reference)
+            for role in own_roles:
+                self.book.add(config, Status.OK, role=role, resources=self.resources.get(config), measurement=timed, final=True)
+
+    def _torch(self, tensors: Tensors) -> torch.Tensor:
+        return rmsnorm_torch(tensors.x, tensors.weight, EPS, self.case.axis)
+
+
+def _raced(bench: Bench, configs: list[Config], rounds: int | None = None) -> tuple[Samples[Config], list[float]]:
+    """Samples by config and the reference's time of each round. With `rounds`, that many and nobody is dropped."""
+    reference: list[float] = []
+
+    def sample_round(order: Sequence[Config]) -> dict[Config, float]:
+        times = bench.round(order)
+        reference.append(times.pop("reference"))
+        return {config: times[config] for config in order}
+
+    if rounds is None:
+        return race(configs, sample_round), reference
+    samples: Samples[Config] = {config: [] for config in configs}
+    for turn in range(rounds):
+        order = configs[turn % len(configs) :] + configs[: turn % len(configs)]
+        for config, value in sample_round(order).items():
+            samples[config].append(value)
+    return samples, reference
+
+
+def _commit(store: Store, problem: Problem, trials: list[Trial]) -> Finished:
+    records = store.add_trials(trials)
+    failed = sum(trial.status is not Status.OK for trial in trials)
+    return Finished(problem, records[0] if records else None, len(trials), failed)
+
+
+@contextmanager
+def _recorded(store: Store, device: Device, argv: Sequence[str]) -> Iterator[str]:
+    """A Sweep row around the work: `finished` at the end, `interrupted` if an exception ends it, `running` for ever if it is killed."""
+    sweep = Sweep(
+        uid=uuid.uuid4().hex,
+        device_uid=device.uid,
+        started_at=now(),
+        finished_at="",
+        host=platform.node(),
+        argv=canonical_json(list(argv)),
+        state="running",
+        triton_version=triton.__version__,
+        torch_version=torch.__version__,
+    )
+    store.add_device(device)
+    store.add_sweep(sweep)
+    try:
+        yield sweep.uid
+    except BaseException:
+        store.finish_sweep(sweep.uid, now(), "interrupted")
+        raise
+    store.finish_sweep(sweep.uid, now(), "finished")
+
+
+def now() -> str:
+    """UTC to the microsecond, ISO 8601: sorts by time as text."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

@@ -1,0 +1,115 @@
+"""Workloads: named lists of Problems in YAML, read safely and checked with file, line and key."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuning_db.model import DTYPES, LAYOUTS, NO_WEIGHT, Problem, bucket_rows
+
+SHIPPED = ("quick", "llm", "full")
+OPS = ("rmsnorm",)
+KEYS = ("op", "x_dtype", "w_dtype", "rows", "cols", "layout", "inner_rows")
+
+
+class WorkloadError(ValueError):
+    """A workload file can't be used; the message names file, line and key."""
+
+
+def load_workload(name_or_path: str) -> list[Problem]:
+    """The Problems of a shipped workload (`quick`, `llm`, `full`) or of a YAML file, each once, in the file's order.
+
+    A file is a mapping with the key `problems`: a list of blocks. A block maps each of x_dtype, w_dtype (`same`: x's), rows, cols and
+    optionally op, layout, inner_rows to a value or a list of values, and stands for all combinations. `max_elements` skips larger ones.
+    """
+    if name_or_path in SHIPPED:
+        origin = f"{name_or_path}.yaml"
+        text = (resources.files("tuner") / "workloads" / origin).read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        origin = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            names = ", ".join(SHIPPED)
+            raise WorkloadError(f"workload {name_or_path!r} is neither one of {names} nor a readable file ({error})") from error
+    return parse_workload(text, origin)
+
+
+def parse_workload(text: str, origin: str) -> list[Problem]:
+    """The Problems of a workload's text. Raises WorkloadError."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise WorkloadError(f"{origin}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    top = _mapping(root, origin, "the file", ("description", "problems"))
+    blocks = top.get("problems")
+    if not isinstance(blocks, yaml.SequenceNode) or not blocks.value:
+        raise WorkloadError(f"{origin}: key `problems` is missing or no list of blocks")
+    problems: dict[Problem, None] = {}
+    for block in blocks.value:
+        problems.update(dict.fromkeys(_block_problems(block, origin)))
+    return list(problems)
+
+
+def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
+    nodes = _mapping(block, origin, "a block", (*KEYS, "max_elements"))
+    where = f"{origin}, line {block.start_mark.line + 1}"
+    for key in ("x_dtype", "w_dtype", "rows", "cols"):
+        if key not in nodes:
+            raise WorkloadError(f"{where}: key `{key}` is missing")
+    ops = _values(nodes.get("op"), origin, "op", OPS, ["rmsnorm"])
+    x_dtypes = _values(nodes["x_dtype"], origin, "x_dtype", DTYPES)
+    w_dtypes = _values(nodes["w_dtype"], origin, "w_dtype", (*DTYPES, NO_WEIGHT, "same"))
+    rows, cols = (_values(nodes[key], origin, key, None) for key in ("rows", "cols"))
+    layouts = _values(nodes.get("layout"), origin, "layout", LAYOUTS, ["contiguous"])
+    inner = _values(nodes.get("inner_rows"), origin, "inner_rows", None, [1])
+    (limit,) = _values(nodes.get("max_elements"), origin, "max_elements", None, [2**31])
+    if (inner != [1]) != (layouts == ["strided_axis"]):
+        raise WorkloadError(f"{where}: key `inner_rows` goes with layout `strided_axis`, and that needs it")
+    return [
+        Problem(op, x_dtype, x_dtype if w_dtype == "same" else w_dtype, x_dtype, bucket_rows(r), c, layout, bucket_rows(i))
+        for op, layout, i, x_dtype, w_dtype, c, r in itertools.product(ops, layouts, inner, x_dtypes, w_dtypes, cols, rows)
+        if r * c <= limit and r % i == 0
+    ]
+
+
+def _mapping(node: Any, origin: str, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
+    if not isinstance(node, yaml.MappingNode):
+        line = f", line {node.start_mark.line + 1}" if node is not None else ""
+        raise WorkloadError(f"{origin}{line}: {what} must be a mapping with the keys {', '.join(known)}")
+    found = {}
+    for key, value in node.value:
+        if key.value not in known:
+            raise WorkloadError(f"{origin}, line {key.start_mark.line + 1}: unknown key `{key.value}`; use {', '.join(known)}")
+        found[key.value] = value
+    return found
+
+
+def _values(node: Any, origin: str, key: str, allowed: tuple[str, ...] | None, default: list[Any] | None = None) -> list[Any]:
+    """The values of one key: names out of `allowed`, or positive whole numbers where that is None."""
+    if node is None:
+        assert default is not None
+        return default
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    values = []
+    for item in items:
+        where = f"{origin}, line {item.start_mark.line + 1}, key `{key}`"
+        text = item.value if isinstance(item, yaml.ScalarNode) else "a list or mapping"
+        if allowed is not None:
+            if text not in allowed:
+                raise WorkloadError(f"{where}: {text!r} is none of {', '.join(allowed)}")
+            values.append(text)
+        elif not (isinstance(text, str) and text.isascii() and text.isdigit() and int(text) > 0):
+            raise WorkloadError(f"{where}: {text!r} is no positive whole number")
+        else:
+            values.append(int(text))
+    if not values:
+        raise WorkloadError(f"{origin}, line {node.start_mark.line + 1}, key `{key}`: the list is empty")
+    return values
