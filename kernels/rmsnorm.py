@@ -82,6 +82,7 @@ def rmsnorm(
     if torch.compiler.is_dynamo_compiling():
         _check(x, weight, axis, out, backend, eps)
         return _into(out, rmsnorm_torch(x, weight, eps, axis))
+    key: tuple[Any, ...] | None
     try:
         key = (
             x.shape, x.stride(), x.dtype, x.get_device(), type(x), axis, backend, batch_invariant, _active_override(),

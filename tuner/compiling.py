@@ -81,8 +81,8 @@ def compile_and_inspect(binary: Binary, target: GPUTarget, device: Device) -> Co
     if resources.spill_bytes:
         return Compiled(Status.OUT_OF_RESOURCES, resources, f"spills {resources.spill_bytes} bytes a thread")
     if resources.shared_bytes > device.shared_bytes:
-        error = f"needs {resources.shared_bytes} bytes of shared memory, there are {device.shared_bytes}"
-        return Compiled(Status.OUT_OF_RESOURCES, resources, error)
+        excess = f"needs {resources.shared_bytes} bytes of shared memory, there are {device.shared_bytes}"
+        return Compiled(Status.OUT_OF_RESOURCES, resources, excess)
     return Compiled(Status.OK, resources)
 
 

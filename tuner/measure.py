@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import triton
-import triton.language as tl
 
 from kernels.launch import Launcher
 from tuner.cases import EPS, Case, Tensors
-from tuner.race import Samples, median_interval
+from tuner.race import median_interval
+from tuner.reference_copy import reference_copy
 from tuning_db.model import Device, Measurement
 
 POLICY = "graph-cold-1"
@@ -31,18 +30,6 @@ Launch = Callable[[Tensors], object]
 """Launches one piece of work on a set of tensors; what it returns is kept alive, so that its memory is not reused at once."""
 
 
-@triton.jit
-def reference_copy_kernel(y_ptr, x_ptr, words: tl.int64, BLOCK: tl.constexpr):
-    """The frozen reference: copies 32-bit words, four 16-byte loads a thread. Changing it needs a new POLICY."""
-    word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = word < words
-    tl.store(y_ptr + word, tl.load(x_ptr + word, mask=mask), mask=mask)
-
-
-REFERENCE_BLOCK = 2048
-REFERENCE_WARPS = 4
-
-
 class Bench:
     """Sets of tensors of one Case, graphs of launches over them, and rounds of their times."""
 
@@ -60,7 +47,7 @@ class Bench:
             self._other_data = torch.zeros(COLD_L2S * device.l2_bytes // 4, dtype=torch.int32, device=case.device)
         self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, int]] = {}
         self._alive: list[object] = []
-        self.enter("reference", _copy)
+        self.enter("reference", lambda tensors: reference_copy(tensors.y, tensors.x))
 
     def enter(self, name: object, launch: Launch, launches: int | None = None) -> None:
         """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before."""
@@ -102,19 +89,8 @@ class Bench:
         torch.cuda.synchronize()
 
 
-def _copy(tensors: Tensors) -> None:
-    words = tensors.x.numel() * tensors.x.element_size() // 4
-    x, y = (
-        tensor.as_strided((max(1, words) * 4 // tensor.element_size(),), (1,)).view(torch.int32)
-        for tensor in (tensors.x, tensors.y)
-    )
-    grid = (max(1, -(-words // REFERENCE_BLOCK)),)
-    reference_copy_kernel[grid](y, x, words, BLOCK=REFERENCE_BLOCK, num_warps=REFERENCE_WARPS)
-
-
-def measurement(name: object, samples: Samples[object], reference: Sequence[float]) -> Measurement:
-    """Median and interval of a name's samples; the fraction is the median over its rounds of reference time / own time."""
-    own = samples[name]
+def measurement(own: Sequence[float], reference: Sequence[float]) -> Measurement:
+    """Median and interval of an entrant's samples; the fraction is the median over its rounds of reference time / own time."""
     median, low, high = median_interval(own)
     fractions = [copy / time for copy, time in zip(reference, own, strict=False)]
     return Measurement(POLICY, median, low, high, median_interval(fractions)[0], len(own))

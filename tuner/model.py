@@ -27,9 +27,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     arguments = kernel_arguments(config, geometry, ptx=architecture.target.backend == "cuda")
     programs = math.prod(VARIANTS[config.variant].grid(arguments))
     threads = int(config.params["num_warps"]) * device.warp_size
-    resident = min(
-        architecture.registers_per_sm // (threads * max(resources.registers, 16)), architecture.threads_per_sm // threads
-    )
+    resident = min(architecture.registers_per_sm // (threads * max(resources.registers, 16)), architecture.threads_per_sm // threads)
     resident = max(1, min(resident, 32))
 
     x_bytes = geometry.rows * geometry.cols * itemsize(problem.x_dtype)

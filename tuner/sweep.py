@@ -100,9 +100,7 @@ def sweep_gpu(
             watch(_commit(store, problem, trials))
 
 
-def sweep_compile_only(
-    problems: Sequence[Problem], architecture: Architecture, store: Store, argv: Sequence[str], watch: Watch
-) -> None:
+def sweep_compile_only(problems: Sequence[Problem], architecture: Architecture, store: Store, argv: Sequence[str], watch: Watch) -> None:
     """Compile every candidate for an architecture and record the model's pick for each problem."""
     device, target = architecture.device, architecture.target
     with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid:
@@ -116,9 +114,7 @@ def sweep_compile_only(
                 estimate = None
                 if compiled.status is Status.OK and compiled.resources is not None:
                     estimate = modelled(problem, config, compiled.resources, architecture)
-                book.add(
-                    config, compiled.status, error=compiled.error, resources=compiled.resources, measurement=estimate, final=True
-                )
+                book.add(config, compiled.status, error=compiled.error, resources=compiled.resources, measurement=estimate, final=True)
             watch(_commit(store, problem, book.trials))
 
 
@@ -214,7 +210,7 @@ class _Tuning:
             bench.enter_launcher(config, launcher)
         samples, reference = _raced(bench, list(self.launchers))
         for config in self.launchers:
-            timed = measurement(config, samples, reference)
+            timed = measurement(samples[config], reference)
             self.book.add(config, Status.OK, resources=self.resources[config], measurement=timed)
         return sorted(self.launchers, key=lambda config: (median_interval(samples[config])[0], str(config)))[:FINALISTS]
 
@@ -232,7 +228,7 @@ class _Tuning:
                 bench.enter_launcher(config, self.launchers[config])
         samples, reference = _raced(bench, list(roles), rounds=FINAL_ROUNDS)
         for config, own_roles in roles.items():
-            timed = measurement(config, samples, reference)
+            timed = measurement(samples[config], reference)
             for role in own_roles:
                 self.book.add(config, Status.OK, role=role, resources=self.resources.get(config), measurement=timed, final=True)
 

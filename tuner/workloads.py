@@ -11,7 +11,7 @@ import yaml
 
 from tuning_db.model import DTYPES, LAYOUTS, NO_WEIGHT, Problem, bucket_rows
 
-SHIPPED = ("quick", "llm", "full")
+SHIPPED = ("quick", "llm", "full", "compare")
 OPS = ("rmsnorm",)
 KEYS = ("op", "x_dtype", "w_dtype", "rows", "cols", "layout", "inner_rows")
 

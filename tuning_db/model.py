@@ -112,9 +112,7 @@ class Device:
     @property
     def uid(self) -> str:
         """Readable identity made of the fingerprint alone, for example `sm_90-132sm-50MB-227KB-3352GBs`."""
-        return (
-            f"{self.arch}-{self.sm_count}sm-{self.l2_bytes // 2**20}MB-{self.shared_bytes // 2**10}KB-{self.bandwidth_gbs}GBs"
-        )
+        return f"{self.arch}-{self.sm_count}sm-{self.l2_bytes // 2**20}MB-{self.shared_bytes // 2**10}KB-{self.bandwidth_gbs}GBs"
 
     def distance(self, other: Device) -> float:
         """How differently two boards behave for a memory-bound kernel: sum of |log2| ratios of bandwidth, SMs and L2."""

@@ -1,0 +1,65 @@
+"""`python -m benchmarks run | host`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+PROVIDER_NAMES = ("tuned", "heuristic", "eager", "compile")
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Compare `rmsnorm` with PyTorch on this GPU. Exit code 5: no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        click.echo("There is no GPU to benchmark; run this on a machine with one.", err=True)
+        sys.exit(5)
+
+
+@main.command()
+@click.option("--workload", default="compare", show_default=True, help="A shipped workload or a YAML file.")
+@click.option("--provider", "names", multiple=True, type=click.Choice(PROVIDER_NAMES), default=PROVIDER_NAMES, help="Repeatable.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here as well.")
+def run(workload: str, names: tuple[str, ...], json_path: Path | None) -> None:
+    """GPU time of each provider: µs, and fraction of a reference copy of the same bytes in the same rounds."""
+    from benchmarks.run import compare
+    from kernels.dispatch import device_of
+    from tuner.workloads import WorkloadError, load_workload
+
+    try:
+        problems = load_workload(workload)
+    except WorkloadError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{device_of(0).name} ({device_of(0).uid}); µs / fraction of the reference copy")
+    click.echo(f"{'problem':<44}{'copy':>8}" + "".join(f"{name:>17}" for name in names))
+    rows = []
+    for row in compare(problems, names):
+        cells = [
+            f"{row.measured[name].median_us:9.2f} / {row.measured[name].copy_fraction:.2f}" if name in row.measured else "wrong"
+            for name in names
+        ]
+        click.echo(f"{row.problem!s:<44}{row.copy_us:8.2f}" + "".join(f"{cell:>17}" for cell in cells))
+        for name, fault in row.missing.items():
+            click.echo(f"  {name} was not timed: its result {fault}", err=True)
+        rows.append(asdict(row))
+    if json_path is not None:
+        json_path.write_text(json.dumps({"device": asdict(device_of(0)), "rows": rows}, indent=1), encoding="utf-8")
+
+
+@main.command()
+def host() -> None:
+    """Host time of one call at 1×4096 bf16, inputs without grad, nothing synchronised inside."""
+    from benchmarks.run import host_times
+
+    times = host_times()
+    for name, value in times.items():
+        click.echo(f"{name:<28}{value:8.2f} µs  {value / times['F.rms_norm']:.2f} × F.rms_norm")
+
+
+main()

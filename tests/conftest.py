@@ -1,0 +1,31 @@
+"""What every test gets: Triton's interpreter where there is no GPU, a data directory of its own, and no plans of another test."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, which reads it on import
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_GPU:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _own_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the user's settings or database, nor what another test looked up."""
+    monkeypatch.delenv("RMSNORM_TUNING_DB", raising=False)
+    monkeypatch.delenv("RMSNORM_BACKEND", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    public = sys.modules.get("kernels.rmsnorm")
+    if public is not None:
+        public.forget_plans()

@@ -1,0 +1,162 @@
+"""The lookup ladder: which config to run for a Problem on a Device, decided without I/O, a clock or the GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import TypeAlias
+
+from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Source, Tier, itemsize
+
+DTYPE_DISTANCE = 0.5
+"""What one differing dtype counts, in octaves of rows: float16 for bfloat16 is nearer than half as many rows."""
+COLS_WEIGHT = 4.0
+"""What one octave of cols counts, in octaves of rows: cols decide how a row fits a program, rows only how many there are."""
+
+Layer: TypeAlias = tuple[str, Sequence[Device], Sequence[Record]]
+Kind: TypeAlias = tuple[str, str, str, str, int, str, int]
+Family: TypeAlias = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The config to run and why: the step of the ladder, the layer the record came from, how far it was fetched.
+
+    distance is 0 for an exact record, else that of the problems (`problem_distance`) plus that of the devices (`Device.distance`).
+    """
+
+    config: Config
+    tier: Tier
+    layer: str = ""
+    record: Record | None = None
+    distance: float = 0.0
+
+
+def problem_distance(a: Problem, b: Problem) -> float:
+    """4·|log2 cols ratio| + |log2 inner_rows ratio| + 0.5 per differing dtype + |log2 rows ratio|."""
+    return _kind_distance(a, b) + _octaves(a.rows, b.rows)
+
+
+class RecordIndex:
+    """The records of all layers, first layer first, arranged so that `choose` looks at few of them."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.shelves: dict[tuple[str, Source], Shelf] = {}
+        devices: dict[str, Device] = {}
+        for name, layer_devices, layer_records in layers:
+            for device in sorted(layer_devices, key=repr):
+                devices.setdefault(device.uid, device)
+            for record in sorted(layer_records, key=lambda r: (r.created_at, r.trial_uid, str(r.config)), reverse=True):
+                self.shelves.setdefault((record.device_uid, record.source), Shelf()).add(name, record)
+        self.devices = tuple(devices.values())
+
+    def by_distance(self, device: Device) -> Iterator[tuple[float, Device]]:
+        """The device, then the others of its arch, nearest first."""
+        yield 0.0, device
+        others = (other for other in self.devices if other.arch == device.arch and other.uid != device.uid)
+        yield from sorted(((device.distance(other), other) for other in others), key=lambda pair: (pair[0], pair[1].uid))
+
+
+@dataclass
+class Shelf:
+    """The records of one device and source, by problem; problems by what they have in common."""
+
+    at: dict[Problem, list[tuple[str, Record]]] = field(default_factory=dict)
+    by_kind: dict[Kind, list[Problem]] = field(default_factory=dict)
+    kinds: dict[Family, list[Problem]] = field(default_factory=dict)
+
+    def add(self, layer: str, record: Record) -> None:
+        problem = record.problem
+        if problem not in self.at:
+            self.at[problem] = []
+            same_kind = self.by_kind.setdefault(_kind(problem), [])
+            if not same_kind:
+                self.kinds.setdefault(_family(problem), []).append(problem)
+            same_kind.append(problem)
+        self.at[problem].append((layer, record))
+
+    def nearest(self, problem: Problem) -> Iterator[tuple[Tier, float, Problem]]:
+        """The problems whose records may serve, nearest first: itself, then other rows, then other cols, dtypes, inner rows."""
+        if problem in self.at:
+            yield Tier.EXACT, 0.0, problem
+        others = (other for other in self.by_kind.get(_kind(problem), ()) if other != problem)
+        for distance, _, other in sorted((_octaves(other.rows, problem.rows), -other.rows, other) for other in others):
+            yield Tier.NEAREST_ROWS, distance, other
+        # Best first: a kind waits at the distance of its nearest possible row, and is unpacked only when that comes up.
+        kinds = (kind for kind in self.kinds.get(_family(problem), ()) if _kind(kind) != _kind(problem))
+        heap = [(_kind_distance(problem, kind), False, 0, kind) for kind in kinds]
+        heapify(heap)
+        while heap:
+            distance, unpacked, _, other = heappop(heap)
+            if unpacked:
+                yield Tier.NEAREST_COLS, distance, other
+                continue
+            for row in self.by_kind[_kind(other)]:
+                heappush(heap, (distance + _octaves(row.rows, problem.rows), True, -row.rows, row))
+
+
+def choose(
+    problem: Problem,
+    device: Device,
+    index: RecordIndex,
+    *,
+    usable: Callable[[Record], bool],
+    fresh: Callable[[Record], bool],
+    heuristic: Callable[[Problem, Device], Config | None],
+    override: Config | None = None,
+) -> Pick:
+    """The first step of the ladder (`Tier`) that has an answer; the last always has.
+
+    usable says whether a record's config is valid for this problem and of the present revision; fresh, whether it was measured with
+    the present code. Of several records of one problem a fresh one comes first, then the layers' order counts. Between problems at
+    the same distance more rows win, then the order of Problem.
+    """
+    if override is not None:
+        return Pick(override, Tier.OVERRIDE)
+    for source in (Source.MEASURED, Source.MODELLED):
+        for apart, other in index.by_distance(device):
+            shelf = index.shelves.get((other.uid, source), Shelf())
+            for tier, distance, neighbour in shelf.nearest(problem):
+                found = _best(shelf.at[neighbour], usable, fresh)
+                if found:
+                    if source is Source.MODELLED:
+                        tier = Tier.MODELLED
+                    elif other is not device:
+                        tier = Tier.NEAREST_DEVICE
+                    layer, record = found
+                    return Pick(record.config, tier, layer, record, apart + distance)
+    config = heuristic(problem, device)
+    return Pick(config, Tier.HEURISTIC) if config is not None else Pick(Config.of(TORCH_VARIANT), Tier.TORCH)
+
+
+def _best(
+    entries: Sequence[tuple[str, Record]], usable: Callable[[Record], bool], fresh: Callable[[Record], bool]
+) -> tuple[str, Record] | None:
+    stale = None
+    for entry in entries:
+        if usable(entry[1]):
+            if fresh(entry[1]):
+                return entry
+            stale = stale or entry
+    return stale
+
+
+def _kind(problem: Problem) -> Kind:
+    p = problem
+    return (p.op, p.x_dtype, p.w_dtype, p.y_dtype, p.cols, p.layout, p.inner_rows)
+
+
+def _family(problem: Problem) -> Family:
+    return (problem.op, problem.layout, itemsize(problem.x_dtype))
+
+
+def _kind_distance(a: Problem, b: Problem) -> float:
+    dtypes = (a.x_dtype != b.x_dtype) + (a.w_dtype != b.w_dtype) + (a.y_dtype != b.y_dtype)
+    return COLS_WEIGHT * _octaves(a.cols, b.cols) + _octaves(a.inner_rows, b.inner_rows) + DTYPE_DISTANCE * dtypes
+
+
+def _octaves(a: int, b: int) -> float:
+    """|log2(a / b)|, and exactly the same for a ratio and its inverse, so that ties are ties."""
+    return math.log2(max(a, b) / min(a, b))
