@@ -12,7 +12,7 @@ from tuning_db.model import Config, Device, Problem, Record, Source, Tier, items
 
 HERE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
 NEAR = Device("sm_90", 114, 50 * 2**20, 227 * 2**10, 2039)
-FAR = Device("sm_90", 33, 8 * 2**20, 227 * 2**10, 500)
+FAR = Device("sm_90", 100, 8 * 2**20, 227 * 2**10, 500)
 ELSEWHERE = Device("gfx942", 304, 4 * 2**20, 64 * 2**10, 5300, 64)
 DEVICES = [HERE, NEAR, FAR, ELSEWHERE]
 PROBLEM = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 64, 4096)
@@ -160,9 +160,7 @@ def test_the_ladder_step_by_step() -> None:
         (Tier.MODELLED, make_record(name="model", source=Source.MODELLED), 0.0),
         (Tier.MODELLED, make_record(name="model far", device=FAR, source=Source.MODELLED), HERE.distance(FAR)),
     ]
-    forbidden = [
-        make_record(replace(PROBLEM, **other)) for other in ({"op": "add"}, {"layout": "two_stride"}, {"x_dtype": "float32"})
-    ]
+    forbidden = [make_record(replace(PROBLEM, **other)) for other in ({"op": "add"}, {"layout": "two_stride"}, {"x_dtype": "float32"})]
     for at, (tier, record, distance) in enumerate(steps):
         found = pick([("user", [step[1] for step in steps[at:]] + forbidden)])
         assert (found.tier, found.record, found.distance) == (tier, record, pytest.approx(distance))
@@ -190,12 +188,7 @@ def test_newer_of_two_records_of_one_problem_in_one_layer() -> None:
 def test_choose_looks_at_few_of_many_records() -> None:
     """Counted, not timed: of 6,000 records a near miss asks about a handful."""
     cols = [256 * step for step in range(1, 61)]
-    grid = [
-        make_record(replace(PROBLEM, x_dtype=d, rows=2**r, cols=c))
-        for d in ("bfloat16", "float16")
-        for r in range(50)
-        for c in cols
-    ]
+    grid = [make_record(replace(PROBLEM, x_dtype=d, rows=2**r, cols=c)) for d in ("bfloat16", "float16") for r in range(50) for c in cols]
     index = RecordIndex([("user", [HERE], grid)])
     asked: list[Record] = []
 

@@ -96,6 +96,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         assert database.trials(DEVICE.uid) == database.records() == []
 
 
+def test_every_write_is_one_immediate_transaction(filled: Path) -> None:
+    """A deferred one fails at once when another writer comes between its first read and its first write."""
+    statements: list[str] = []
+    with open_for_writing(filled) as database:
+        database._connection.set_trace_callback(statements.append)
+        database.add_device(OTHER)
+        database.add_sweep(replace(SWEEP, uid="s2"))
+        database.add_trials([make_trial("t3"), make_trial("t4")])
+        database.finish_sweep("s2", "2026", "interrupted")
+        database.import_jsonl(database.export())
+        database.merge(filled)
+    begun = [statement for statement in statements if statement.startswith(("BEGIN", "COMMIT"))]
+    assert begun == ["BEGIN IMMEDIATE", "COMMIT"] * 6
+
+
 # Derivation
 
 
@@ -423,6 +438,14 @@ def test_a_bad_row_is_skipped_alone(filled: Path, change: str, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, logger="tuned_rmsnorm"):
         assert [record.trial_uid for record in read_records(filled, "sm_90")[1]] == ["t2"]
     assert "ignored 1 of 2 rows" in caplog.text
+
+
+def test_a_device_whose_fingerprint_is_not_its_uid_is_skipped(filled: Path) -> None:
+    connection = sqlite3.connect(filled)
+    connection.execute("UPDATE device SET sm_count = 7")
+    connection.commit()
+    connection.close()
+    assert read_records(filled, "sm_90")[0] == []
 
 
 def test_a_locked_file_is_a_quick_error(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

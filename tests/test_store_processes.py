@@ -12,6 +12,7 @@ import pytest
 
 from tuning_db import store
 from tuning_db.model import Device
+from tuning_db.schema import is_local
 from tuning_db.store import DatabaseError, derive_record, open_for_writing, read_records
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
@@ -50,6 +51,7 @@ def races_of(path: Path) -> set[str]:
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal" if is_local(path) else "delete",)
     connection.close()
     with open_for_writing(path) as database:
         parts: dict[str, int] = {}

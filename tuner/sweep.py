@@ -77,8 +77,14 @@ Watch: TypeAlias = Callable[[Started | Finished], None]
 
 def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: Source) -> list[Problem]:
     """The problems without a record of today's kernels, in order: what a resumed sweep still has to do."""
-    done = {record.problem for record in records if record.source is source and is_current(record) and is_fresh(record)}
+    done = {record.problem for record in records if record.source is source and is_todays(record)}
     return [problem for problem in problems if problem not in done]
+
+
+def is_todays(record: Record) -> bool:
+    """Whether the record was made with today's kernels and Triton; one of a variant that is no more was not."""
+    known = record.config.variant in (*VARIANTS, TORCH_VARIANT)
+    return known and is_current(record) and is_fresh(record)
 
 
 def sweep_gpu(
@@ -100,13 +106,23 @@ def sweep_gpu(
             watch(_commit(store, problem, trials))
 
 
-def sweep_compile_only(problems: Sequence[Problem], architecture: Architecture, store: Store, argv: Sequence[str], watch: Watch) -> None:
-    """Compile every candidate for an architecture and record the model's pick for each problem."""
+def sweep_compile_only(
+    problems: Sequence[Problem],
+    architecture: Architecture,
+    store: Store,
+    argv: Sequence[str],
+    watch: Watch,
+    budget_s: float | None,
+) -> None:
+    """Compile every candidate for an architecture and record the model's pick for each problem. Stops as `sweep_gpu` does."""
     device, target = architecture.device, architecture.target
+    started = time.monotonic()
     with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid:
         for problem in problems:
             pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
         for number, problem in enumerate(problems):
+            if budget_s is not None and time.monotonic() - started > budget_s:
+                break
             watch(Started(problem, number, len(problems), *pool.progress))
             book = _TrialBook(problem, device, sweep_uid)
             for config in candidates(problem, device):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from enum import Enum
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import NoneType
@@ -419,8 +418,8 @@ def _record(row: sqlite3.Row) -> Record:
 
 def _checked(noun: Noun) -> Noun:
     """The noun, if its fields hold what their annotations say and no negative, infinite or unknown value."""
-    for name, annotation, kinds in _annotations(type(noun)):
-        value = getattr(noun, name)
+    for spec in fields(noun):  # type: ignore[arg-type]
+        value = getattr(noun, spec.name)
         if isinstance(value, Problem):
             _checked(value)
             if min(value.rows, value.cols, value.inner_rows) < 1 or value.layout not in LAYOUTS:
@@ -430,16 +429,11 @@ def _checked(noun: Noun) -> Noun:
         elif isinstance(value, Config):
             if not isinstance(value.variant, str) or not all(isinstance(param, int | str) for _, param in value.items):
                 raise TypeError(f"no such config: {value}")
-        elif isinstance(value, bool) or not isinstance(value, kinds):
-            raise TypeError(f"{name} is {value!r}, expected {annotation}")
+        elif isinstance(value, bool) or not isinstance(value, _TYPES.get(str(spec.type), object)):
+            raise TypeError(f"{spec.name} is {value!r}, expected {spec.type}")
         elif isinstance(value, int | float) and not 0 <= value < 2**63:
-            raise ValueError(f"{name} is {value!r}")
+            raise ValueError(f"{spec.name} is {value!r}")
     return noun
-
-
-@cache
-def _annotations(noun: Any) -> tuple[tuple[str, str, Any], ...]:
-    return tuple((spec.name, str(spec.type), _TYPES.get(str(spec.type), object)) for spec in fields(noun))
 
 
 def _source(measurement: Measurement) -> Source:

@@ -1,0 +1,92 @@
+"""One sweep of the command line on one device: what it has to do, and how it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kernels.variants import candidates
+from tuner.architectures import Architecture, target_of
+from tuner.compiling import binary_for
+from tuner.sweep import Finished, Watch, sweep_compile_only, sweep_gpu, unfinished
+from tuning_db.model import Device, Problem, Record, Resources, Source
+from tuning_db.store import Store, read_records
+
+
+class Failure(Exception):
+    """A sweep could not go on; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would do: configs to try, and binaries to compile for them unless Triton's cache has them."""
+
+    problems: int
+    candidates: int
+    binaries: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """`architecture` is None where the problems are measured on the GPU of this machine."""
+
+    device: Device
+    architecture: Architecture | None
+    problems: tuple[Problem, ...]
+    path: Path
+    retune: bool
+    budget_s: float | None
+
+    @property
+    def source(self) -> Source:
+        return Source.MODELLED if self.architecture else Source.MEASURED
+
+    def todo(self, records: Sequence[Record]) -> list[Problem]:
+        """The problems still to be done, given the device's records."""
+        return list(self.problems) if self.retune else unfinished(self.problems, records, self.source)
+
+    def plan(self) -> Plan:
+        """Count the work without touching any file."""
+        records = read_records(self.path, self.device.arch)[1] if self.path.exists() else []
+        todo = self.todo([record for record in records if record.device_uid == self.device.uid])
+        target = target_of(self.device.arch, self.device.warp_size)
+        pairs = [(problem, config) for problem in todo for config in candidates(problem, self.device)]
+        return Plan(len(todo), len(pairs), len({binary_for(problem, config, target) for problem, config in pairs}))
+
+    def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
+        """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""
+        try:
+            if self.architecture:
+                sweep_compile_only(todo, self.architecture, store, argv, watch, self.budget_s)
+            else:
+                sweep_gpu(todo, self.device, torch.cuda.current_device(), store, argv, watch, self.budget_s)
+        except torch.OutOfMemoryError as error:
+            raise Failure("GPU memory ran out: free it, or leave out the largest problems by --rows and --cols") from error
+        except BrokenProcessPool as error:
+            raise Failure("a compile process was killed, likely for want of memory: run where there is more of it") from error
+
+    def recorded(self, finished: Sequence[Finished], store: Store) -> int:
+        """How many of the problems have records: of today's kernels or, with retune, of this session."""
+        if self.retune:
+            return sum(one.record is not None for one in finished)
+        return len(self.problems) - len(unfinished(self.problems, store.records(self.device.uid), self.source))
+
+    def resources(self, finished: Sequence[Finished], store: Store) -> dict[Problem, Resources]:
+        """What the winners' binaries take, where that is known."""
+        found: dict[Problem, Resources] = {}
+        for record in (one.record for one in finished if one.record):
+            trials = store.trials(self.device.uid, record.problem)
+            found |= {t.problem: t.resources for t in trials if t.uid == record.trial_uid and t.resources}
+        return found
+
+
+def is_writable(path: Path) -> bool:
+    """Whether a file, and what SQLite puts beside it, can be written or created."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    writable = folder.is_dir() and os.access(folder, os.W_OK)
+    return writable and (not path.exists() or (path.is_file() and os.access(path, os.W_OK)))
