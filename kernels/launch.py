@@ -123,13 +123,7 @@ def build_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, s
         return _ordinary_launcher(compiled, grid, tail, device_index, words)
 
     compiled = load_binary(binary_of(config, dtypes, arguments, aligned=True), device_index)
-    if _has_plain_c_launcher(compiled):
-        return _direct_launcher(compiled, grid, tail, device_index, words, ordinary)
-
-    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
-        ordinary(_is_aligned(y, x, weight))(y, x, weight, eps)
-
-    return launch
+    return _direct_launcher(compiled, grid, tail, device_index, words, ordinary)
 
 
 def _is_aligned(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> bool:
@@ -162,17 +156,23 @@ def _ordinary_launcher(
     return launch
 
 
-def _has_plain_c_launcher(compiled: CompiledKernel) -> bool:
-    """Whether the launcher object's C function takes what `_direct_launcher` passes: Triton 3.6 on CUDA, no scratch memory."""
+def _submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """The function that submits a launch, and its arguments between the CUfunction and the kernel's own; no hooks, no metadata for them.
+
+    In Triton 3.6 on CUDA it is the launcher object's own C function, 1 µs less than the Python around it; else that Python.
+    """
     launcher = compiled.run
-    return (
+    if (
         triton.__version__.startswith("3.6.")
-        and torch.version.hip is None
         and type(launcher).__name__ == "CudaLauncher"
         and type(launcher.launch).__name__ == "builtin_function_or_method"
         and launcher.global_scratch_size == 0
         and launcher.profile_scratch_size == 0
-    )
+    ):
+        scratch = (None, None)
+        metadata = (compiled.packed_metadata, None, None, None)
+        return launcher.launch, (launcher.launch_cooperative_grid, launcher.launch_pdl, *scratch, *metadata)
+    return launcher, (compiled.packed_metadata, None, None, None)
 
 
 def _direct_launcher(
@@ -183,30 +183,27 @@ def _direct_launcher(
     words: int,
     ordinary: Callable[[bool], Launcher],
 ) -> Launcher:
-    """The launcher's C function with integers for pointers, without Triton's Python around it.
+    """Submits with integers for pointers: nothing is looked up, bound or specialised again.
 
     Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current.
     """
-    launcher = compiled.run
-    c_launch, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
-    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
+    submit, middle = _submission(compiled)
+    function = compiled.function
     grid_x, grid_y, grid_z = grid
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
     runtime = knobs.runtime
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    enter_calls, leave_calls = getattr(enter, "calls", ()), getattr(leave, "calls", ())  # lists that `add` appends to
 
     def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
         y_ptr, x_ptr = y.data_ptr(), x.data_ptr()
         w_ptr = 0 if weight is None else weight.data_ptr()
-        hooked = enter.calls or leave.calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
+        hooked = enter_calls or leave_calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
         if hooked or (y_ptr | x_ptr | w_ptr) & 15 or device_now() != device_index:
             ordinary(_is_aligned(y, x, weight))(y, x, weight, eps)
             return
         stream = raw_stream(device_index)
         scratch = (workspace(device_index, stream, grid_x, words).data_ptr(),) if words else ()
-        c_launch(
-            grid_x, grid_y, grid_z, stream, function, cooperative, dependent, None, None, metadata, None, None, None,
-            y_ptr, x_ptr, w_ptr, *scratch, eps, *tail,
-        )  # fmt: skip
+        submit(grid_x, grid_y, grid_z, stream, function, *middle, y_ptr, x_ptr, w_ptr, *scratch, eps, *tail)
 
     return launch
