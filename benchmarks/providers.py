@@ -9,8 +9,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from kernels import rmsnorm
-from kernels.dispatch import override
+from kernels import override, rmsnorm
 from kernels.heuristic import heuristic_config
 from tuner.cases import EPS, Case, Tensors
 from tuning_db.model import Device

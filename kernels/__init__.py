@@ -4,7 +4,9 @@ from kernels import rmsnorm
 y = rmsnorm(x, weight)
 """
 
-from kernels.rmsnorm import InvalidInput, rmsnorm, stats
+from kernels.overrides import override
+from kernels.rmsnorm import rmsnorm, stats
+from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "override", "rmsnorm", "stats"]
 __version__ = "0.1.0"

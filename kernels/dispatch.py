@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import triton
@@ -15,6 +12,7 @@ from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
 from kernels.launch import Launcher, build_launcher
+from kernels.overrides import active_override
 from kernels.settings import read_settings
 from kernels.variants import VARIANTS, is_legal, source_hash
 from tuning_db.lookup import Pick, RecordIndex, choose
@@ -25,21 +23,6 @@ log = logging.getLogger("tuned_rmsnorm")
 
 BATCH_INVARIANT_ROWS = 4096
 """With batch_invariant=True every call is looked up as if it had this many rows, so that cols alone decide the config."""
-
-_override: ContextVar[Config | None] = ContextVar("tuned_rmsnorm_override", default=None)
-
-
-@contextlib.contextmanager
-def override(config: Config) -> Iterator[None]:
-    """Within the `with` block, this thread's calls run `config` where it is legal. For experiments and tests."""
-    token = _override.set(config)
-    try:
-        yield
-    finally:
-        _override.reset(token)
-
-
-active_override: Callable[[], Config | None] = _override.get
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,22 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from kernels.device import interpreting
 from kernels.geometry import Geometry, geometry_of
+from kernels.overrides import active_override
 from kernels.reference import rmsnorm_torch
-from kernels.settings import BACKENDS, read_settings
-
-if TYPE_CHECKING:
-    from tuning_db.model import Config
+from kernels.settings import read_settings
+from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, offset_if_shared
 
 Call: TypeAlias = Callable[[torch.Tensor, "torch.Tensor | None", float, "torch.Tensor | None"], torch.Tensor]
 """call(x, weight, eps, out) -> y for one kind of arguments, everything else decided."""
 
-KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
 MAX_PLANS = 16384
 """Kinds of calls remembered; past that the table starts anew. 16384 plans take some 30 MB."""
-
-
-class InvalidInput(ValueError, AssertionError):
-    """An argument that `rmsnorm` can't work with. The text names the value seen and what would work."""
 
 
 class _Plan:
@@ -42,8 +34,6 @@ class _Plan:
 
 
 _plans: dict[Any, _Plan] = {}
-_no_override: ContextVar[Config | None] = ContextVar("tuned_rmsnorm_no_override", default=None)
-_active_override: Callable[[], Config | None] = _no_override.get  # dispatch's own once a kernel was asked for
 
 
 def rmsnorm(
@@ -80,14 +70,14 @@ def rmsnorm(
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
     """
     if torch.compiler.is_dynamo_compiling():
-        _check(x, weight, axis, out, backend, eps)
+        check_arguments(x, weight, axis, out, backend, eps)
         return _into(out, rmsnorm_torch(x, weight, eps, axis))
     key: tuple[Any, ...] | None
     try:
         key = (
-            x.shape, x.stride(), x.dtype, x.get_device(), type(x), axis, backend, batch_invariant, _active_override(),
+            x.shape, x.stride(), x.dtype, x.get_device(), type(x), axis, backend, batch_invariant, active_override(),
             None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device()),
-            None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), _offset_if_shared(x, out)),
+            None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), offset_if_shared(x, out)),
             torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)),
         )  # fmt: skip
         plan = _plans.get(key)
@@ -123,54 +113,6 @@ def forget_plans() -> None:
         dispatch.record_index.cache_clear()
 
 
-def _check(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps: Any) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise InvalidInput(f"x is a {type(x).__name__}; pass a torch.Tensor")
-    if x.layout != torch.strided:
-        raise InvalidInput(f"x has layout {x.layout}; pass a dense tensor, for example x.to_dense()")
-    if x.dtype not in FLOAT_DTYPES:
-        raise InvalidInput(f"x.dtype is {x.dtype}; use float16, bfloat16, float32 or float64")
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise InvalidInput(f"axis is {axis!r}; pass an int")
-    if x.dim() == 0:
-        raise InvalidInput("x has no dimensions; pass at least a vector, for example x.view(1)")
-    if not -x.dim() <= axis < x.dim():
-        raise InvalidInput(f"axis is {axis}, but x has {x.dim()} dimensions; use {-x.dim()} … {x.dim() - 1}")
-    if isinstance(eps, torch.Tensor):
-        raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
-    cols = x.shape[axis]
-    if weight is not None:
-        if not isinstance(weight, torch.Tensor):
-            raise InvalidInput(f"weight is a {type(weight).__name__}; pass a torch.Tensor or None")
-        if weight.dim() != 1 or weight.shape[0] != cols:
-            raise InvalidInput(f"weight has shape {tuple(weight.shape)}; x.shape[{axis}] = {cols} asks for ({cols},)")
-        if weight.dtype not in FLOAT_DTYPES:
-            raise InvalidInput(f"weight.dtype is {weight.dtype}; use float16, bfloat16, float32 or float64")
-        if weight.device != x.device:
-            raise InvalidInput(f"weight is on {weight.device}, x on {x.device}; move one of them")
-    if backend not in BACKENDS:
-        raise InvalidInput(f"backend is {backend!r}; use one of {', '.join(BACKENDS)}")
-    if out is not None:
-        if not isinstance(out, torch.Tensor):
-            raise InvalidInput(f"out is a {type(out).__name__}; pass a torch.Tensor or None")
-        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
-            raise InvalidInput(
-                f"out is {tuple(out.shape)} {out.dtype} on {out.device}; x asks for {tuple(x.shape)} {x.dtype} on {x.device}"
-            )
-
-
-def _check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
-    offset = _offset_if_shared(x, out)
-    if offset is None:
-        return
-    same = offset == 0 and x.stride() == out.stride()
-    packed = x.is_contiguous() and out.is_contiguous()  # otherwise the views may interleave without an element in common
-    if not same and packed and abs(offset) < x.numel() * x.element_size():
-        raise InvalidInput("out overlaps x in part; pass x itself or memory of its own")
-
-
 def _into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     return y if out is None else out.copy_(y)
 
@@ -185,7 +127,7 @@ def _prepare(
     batch_invariant: bool,
 ) -> _Plan:
     """Check the arguments and decide what serves this kind of call."""
-    _check(x, weight, axis, out, backend, eps)
+    check_arguments(x, weight, axis, out, backend, eps)
     if backend == "auto":
         backend = read_settings().backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
@@ -203,7 +145,7 @@ def _prepare(
             raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
         return _torch_plan(axis, "torch_requested")
     if out is not None:
-        _check_out_memory(x, out)
+        check_out_memory(x, out)
     return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
 
 
@@ -227,10 +169,8 @@ def _torch_plan(axis: int, served_by: str) -> _Plan:
 
 
 def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool) -> _Plan:
-    global _active_override
     from kernels import dispatch
 
-    _active_override = dispatch.active_override
     y_strides = _strides_like(x) if out is None else out.stride()
     geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
     if geometry is None:
@@ -239,7 +179,7 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
         geometry,
         (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
         x.get_device(),
-        in_place=out is not None and _offset_if_shared(x, out) is not None,
+        in_place=out is not None and offset_if_shared(x, out) is not None,
         batch_invariant=batch_invariant,
     )
     served_by = choice.pick.tier.name.lower()
@@ -299,13 +239,6 @@ def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[torch.Ten
         return fast(shape, strides, dtype) if device_now() == index else torch.empty_like(x)
 
     return allocate
-
-
-def _offset_if_shared(x: torch.Tensor, out: torch.Tensor) -> int | None:
-    """Bytes from x's start to out's start if both are views of one storage, else None."""
-    if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-        return None
-    return out.data_ptr() - x.data_ptr()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,0 +1,71 @@
+"""What `rmsnorm` accepts: one clear error for everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kernels.settings import BACKENDS
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
+
+
+class InvalidInput(ValueError, AssertionError):
+    """An argument that `rmsnorm` can't work with. The text names the value seen and what would work."""
+
+
+def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise InvalidInput(f"x is a {type(x).__name__}; pass a torch.Tensor")
+    if x.layout != torch.strided:
+        raise InvalidInput(f"x has layout {x.layout}; pass a dense tensor, for example x.to_dense()")
+    if x.dtype not in FLOAT_DTYPES:
+        raise InvalidInput(f"x.dtype is {x.dtype}; use float16, bfloat16, float32 or float64")
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise InvalidInput(f"axis is {axis!r}; pass an int")
+    if x.dim() == 0:
+        raise InvalidInput("x has no dimensions; pass at least a vector, for example x.view(1)")
+    if not -x.dim() <= axis < x.dim():
+        raise InvalidInput(f"axis is {axis}, but x has {x.dim()} dimensions; use {-x.dim()} … {x.dim() - 1}")
+    if isinstance(eps, torch.Tensor):
+        raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
+    cols = x.shape[axis]
+    if weight is not None:
+        if not isinstance(weight, torch.Tensor):
+            raise InvalidInput(f"weight is a {type(weight).__name__}; pass a torch.Tensor or None")
+        if weight.dim() != 1 or weight.shape[0] != cols:
+            raise InvalidInput(f"weight has shape {tuple(weight.shape)}; x.shape[{axis}] = {cols} asks for ({cols},)")
+        if weight.dtype not in FLOAT_DTYPES:
+            raise InvalidInput(f"weight.dtype is {weight.dtype}; use float16, bfloat16, float32 or float64")
+        if weight.device != x.device:
+            raise InvalidInput(f"weight is on {weight.device}, x on {x.device}; move one of them")
+    if backend not in BACKENDS:
+        raise InvalidInput(f"backend is {backend!r}; use one of {', '.join(BACKENDS)}")
+    if out is not None:
+        if not isinstance(out, torch.Tensor):
+            raise InvalidInput(f"out is a {type(out).__name__}; pass a torch.Tensor or None")
+        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+            raise InvalidInput(
+                f"out is {tuple(out.shape)} {out.dtype} on {out.device}; x asks for {tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+
+
+def check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
+    offset = offset_if_shared(x, out)
+    if offset is None:
+        return
+    same = offset == 0 and x.stride() == out.stride()
+    packed = x.is_contiguous() and out.is_contiguous()  # otherwise the views may interleave without an element in common
+    if not same and packed and abs(offset) < x.numel() * x.element_size():
+        raise InvalidInput("out overlaps x in part; pass x itself or memory of its own")
+
+
+def offset_if_shared(x: torch.Tensor, out: torch.Tensor) -> int | None:
+    """Bytes from x's start to out's start if both are views of one storage, else None."""
+    if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+        return None
+    return out.data_ptr() - x.data_ptr()
