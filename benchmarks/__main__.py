@@ -62,4 +62,25 @@ def host() -> None:
         click.echo(f"{name:<28}{value:8.2f} µs  {value / times['F.rms_norm']:.2f} × F.rms_norm")
 
 
+@main.command()
+@click.option("--workload", default="llm", show_default=True, help="A shipped workload or a YAML file.")
+def accuracy(workload: str) -> None:
+    """Error against float64 beside that of F.rms_norm, by dtypes of x and weight; and whether a second run gives the same bits."""
+    from benchmarks.accuracy import errors
+    from tuner.workloads import load_workload
+
+    groups: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
+    for found in errors(load_workload(workload)):
+        key = (found.problem.x_dtype, found.problem.w_dtype)
+        groups.setdefault(key, []).append((found.tuned, found.eager, found.repeatable))
+    click.echo(f"{'x':<10}{'weight':<10}{'problems':>9}{'rmsnorm':>12}{'F.rms_norm':>12}{'worst ratio':>13}{'same bits':>11}")
+    for (x_dtype, w_dtype), found_errors in groups.items():
+        tuned, eager = (max(entry[i] for entry in found_errors) for i in (0, 1))
+        ratio = max(ours / theirs for ours, theirs, _ in found_errors)
+        same = sum(repeatable for _, _, repeatable in found_errors)
+        click.echo(
+            f"{x_dtype:<10}{w_dtype:<10}{len(found_errors):>9}{tuned:>12.3e}{eager:>12.3e}{ratio:>13.4f}{same:>7}/{len(found_errors)}"
+        )
+
+
 main()
