@@ -71,7 +71,7 @@ def pick_config(
         problem,
         device,
         record_index(device.arch) if index is None else index,
-        usable=lambda record: allowed(record.config) and is_current(record),
+        usable=lambda record: is_current(record) and allowed(record.config),
         fresh=is_fresh,
         heuristic=lambda problem, device: heuristic_config(problem, device, allowed),
         override=config if config is not None and allowed(config) else None,
@@ -79,12 +79,15 @@ def pick_config(
 
 
 def is_current(record: Record) -> bool:
-    """Whether the variant still has the revision that the record was made with."""
-    return record.config.variant == TORCH_VARIANT or record.revision == VARIANTS[record.config.variant].REVISION
+    """Whether the variant still exists, with the revision that the record was made with."""
+    if record.config.variant == TORCH_VARIANT:
+        return True
+    variant = VARIANTS.get(record.config.variant)
+    return variant is not None and record.revision == variant.REVISION
 
 
 def is_fresh(record: Record) -> bool:
-    """Whether today's kernel source and Triton version are those of the record; a stale record is used, but yields to a fresh one."""
+    """Whether a current record is of today's kernel source and Triton; a stale one is used, but yields to a fresh one."""
     if record.triton_version != triton.__version__:
         return False
     return record.config.variant == TORCH_VARIANT or source_hash(record.config.variant) == record.source_hash

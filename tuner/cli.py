@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
-from tuner.workloads import OPS, SHIPPED, WorkloadError, load_workload
-from tuning_db.model import DTYPES, Problem, bucket_rows
+from tuner import options
+from tuner.selection import Filter
+from tuner.workloads import SHIPPED, WorkloadError, load_workload
+from tuning_db.model import LAYOUTS, NO_WEIGHT, Problem, Source, bucket_rows, to_dict
 from tuning_db.store import DatabaseError, open_for_writing
+from tuning_db.store import _open_for_reading as open_for_reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 DEFAULT_ARCH = "sm_90"
-SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+SQLITE_MAGIC = b"SQLite format 3\0"
 EPILOG = "Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted."
 
 
@@ -34,6 +37,9 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except click.UsageError as error:
+            error.ctx = None  # else click prints three lines of usage before it
+            raise
         except (DatabaseError, WorkloadError) as error:
             raise click.ClickException(str(error)) from error
         except ValueError as error:
@@ -47,65 +53,6 @@ class Commands(click.Group):
             context.exit(INTERRUPTED)
 
 
-class Duration(click.ParamType):
-    """`90s`, `10m` or `1h` as seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no duration; write 90s, 10m or 1h", param, ctx)
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _each(check: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
-    """A callback for repeatable options whose values may also be separated by commas."""
-
-    def convert(_context: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[Any, ...]:
-        return tuple(check(part.strip()) for value in values for part in value.split(",") if part.strip())
-
-    return convert
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise click.BadParameter(f"{text!r} is no positive whole number")
-    return int(text)
-
-
-def _dtype(text: str) -> str:
-    name = SHORT_DTYPES.get(text, text)
-    if name not in DTYPES:
-        raise click.BadParameter(f"{text!r} is none of {', '.join(DTYPES)}")
-    return name
-
-
-def _op(text: str) -> str:
-    if text not in OPS:
-        raise click.BadParameter(f"{text!r} is none of {', '.join(OPS)}")
-    return text
-
-
-def _arch(text: str) -> str:
-    from tuner.architectures import architectures
-
-    if text not in architectures():
-        raise click.BadParameter(f"{text!r} is none of {', '.join(architectures())}; a line in tuner/architectures.yaml adds it")
-    return text
-
-
-def _listed(*names: str, check: Callable[[str], Any], help: str) -> Callable[[Any], Any]:
-    return click.option(*names, multiple=True, metavar="X,…", callback=_each(check), help=help)
-
-
-db_option = click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Database file instead of the usual one.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable JSON on stdout.")
-rows_option = _listed("--rows", check=_positive, help="Only these numbers of rows.")
-cols_option = _listed("--cols", check=_positive, help="Only these row lengths.")
-dtype_option = _listed("--dtype", check=_dtype, help="Only these dtypes of x (bfloat16, float16, float32).")
-
-
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Find the fastest RMSNorm kernel per shape on this GPU, and look at what is known."""
@@ -113,16 +60,16 @@ def main() -> None:
 
 @main.command(epilog=EPILOG)
 @click.option("--workload", metavar="NAME|FILE", help=f"{', '.join(SHIPPED)} or a YAML file. Default: llm; quick without a GPU.")
-@_listed("--op", check=_op, help="Only these ops.")
-@dtype_option
-@rows_option
-@cols_option
-@_listed("--arch", check=_arch, help="Compile for these (sm_90, gfx942, …) and record the model's picks instead of measuring.")
-@click.option("--budget", type=Duration(), help="Stop after this time (90s, 10m, 1h), between two problems.")
-@db_option
+@options.several("--op", options.op, "Only these ops.")
+@options.dtype_option
+@options.rows_option
+@options.cols_option
+@options.several("--arch", options.arch, "Compile for these (sm_90, gfx942, …) and record the model's picks instead of measuring.")
+@click.option("--budget", type=options.Duration(), help="Stop after this time (90s, 10m, 1h), between two problems.")
+@options.db_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; touch no file.")
 @click.option("--retune", is_flag=True, help="Also the problems that have records of today's kernels.")
-@json_option
+@options.json_option
 def sweep(
     workload: str | None,
     op: tuple[str, ...],
@@ -153,7 +100,8 @@ def sweep(
     if not has_gpu():
         listed = ", ".join(names)
         display.message(console, f"No GPU here: compiling for {listed} and recording the model's picks. Run this on a GPU to measure.")
-    problems = _problems(workload or ("llm" if measures else "quick"), bool(workload), op, dtype, rows, cols)
+    made_up = bool(rows and cols and not workload)
+    problems = _problems(workload or ("llm" if measures else "quick"), made_up, Filter(op, dtype, rows, cols))
     path = _database(db)
     boards = [None] if measures else [architectures()[name] for name in names]
     sessions = [Session(board.device if board else current_device(), board, tuple(problems), path, retune, budget) for board in boards]
@@ -164,6 +112,137 @@ def sweep(
     results = [_run(session, console) for session in sessions]
     if as_json:
         click.echo(display.sweep_json(results))
+
+
+@main.command(epilog=EPILOG)
+@options.db_option
+def status(db: Path | None) -> None:
+    """What the database covers: problems per device, op and dtype, sweeps, failed trials."""
+    from tuner import display, listings
+
+    with open_for_reading(_database(db)) as store:
+        listings.print_status(display.console(), store)
+
+
+@main.command(epilog=EPILOG)
+@click.option("--device", metavar="UID", help="Only this device, for example sm_90-132sm-50MB-227KB-3352GBs.")
+@options.dtype_option
+@options.cols_option
+@options.rows_option
+@click.option("--source", type=click.Choice([source.value for source in Source]), help="Only measured or only modelled records.")
+@options.db_option
+@options.json_option
+def show(
+    device: str | None,
+    dtype: tuple[str, ...],
+    cols: tuple[int, ...],
+    rows: tuple[int, ...],
+    source: str | None,
+    db: Path | None,
+    as_json: bool,
+) -> None:
+    """The database's records as a table."""
+    with open_for_reading(_database(db)) as store:
+        known = [record for record in store.records(device) if source in (None, record.source.value)]
+    records = [record for record in known if Filter((), dtype, rows, cols).passes(record.problem)]
+    if as_json:
+        click.echo(json.dumps([to_dict(record) for record in records], indent=2))
+        return
+    from tuner import display, listings
+
+    listings.print_records(display.console(), records)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("rows", type=click.IntRange(min=1))
+@click.argument("cols", type=click.IntRange(min=1))
+@click.option("--dtype", default="bfloat16", show_default=True, callback=options.one(options.dtype), help="Of x and y.")
+@click.option("--weight", default="same", show_default=True, help="Dtype of the weight: `same` as x, `none` for no weight, or its name.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="contiguous", show_default=True)
+@click.option("--inner-rows", type=click.IntRange(min=1), help="Rows whose elements interleave; with layout strided_axis.")
+@click.option("--arch", callback=options.one(options.arch), help="For the usual board of this architecture, not the GPU here.")
+@options.json_option
+def explain(rows: int, cols: int, dtype: str, weight: str, layout: str, inner_rows: int | None, arch: str | None, as_json: bool) -> None:
+    """What rmsnorm would run for ROWS x COLS, and on what evidence."""
+    if (inner_rows is not None) != (layout == "strided_axis"):
+        raise click.UsageError("--inner-rows goes with --layout strided_axis, and that needs it")
+    from kernels.device import current_device, has_gpu
+    from kernels.settings import read_settings
+    from tuner import display, listings
+    from tuner.architectures import architectures
+    from tuner.explain import explain as asked
+
+    w_dtype = dtype if weight == "same" else weight if weight == NO_WEIGHT else options.dtype(weight)
+    problem = Problem("rmsnorm", dtype, w_dtype, dtype, bucket_rows(rows), cols, layout, bucket_rows(inner_rows or 1))
+    assumed = bool(arch) or not has_gpu()
+    explanation = asked(problem, architectures()[arch or DEFAULT_ARCH].device if assumed else current_device())
+    if as_json:
+        click.echo(json.dumps({"assumed_device": assumed, **explanation.to_dict()}, indent=2))
+    else:
+        listings.print_explanation(display.console(), explanation, assumed, read_settings().backend)
+
+
+@main.command(epilog=EPILOG)
+@click.option("--arch", help="Only records of this architecture.")
+@click.option("--output", type=options.path, help="Write to this file instead of stdout.")
+@options.db_option
+def export(arch: str | None, output: Path | None, db: Path | None) -> None:
+    """The database's records as JSON Lines: what ships, travels and is reviewed."""
+    with open_for_reading(_database(db)) as store:
+        text = store.export(arch)
+    if not text:
+        raise click.ClickException(f"{store.path} has no records{f' for {arch}' if arch else ''}: sweep, or name another file by --db")
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"can't write {output}: {error.strerror}") from error
+
+
+@main.command("import", epilog=EPILOG)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@options.db_option
+def import_files(files: tuple[Path, ...], db: Path | None) -> None:
+    """Take in exported JSON Lines, or whole databases with their trials."""
+    with open_for_writing(_database(db)) as store:
+        for file in files:
+            with file.open("rb") as opened:
+                is_database = opened.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+            try:
+                added = f"{store.merge(file)} trials" if is_database else f"{store.import_jsonl(file.read_text('utf-8'))} records"
+            except UnicodeDecodeError as error:
+                raise click.ClickException(f"{file} is neither JSON Lines nor a tuning database") from error
+            except DatabaseError as error:
+                raise click.ClickException(f"{file}: {error}") from error
+            click.echo(f"{file}: {added} taken into {store.path}")
+
+
+@main.command(epilog=EPILOG)
+def devices() -> None:
+    """The GPUs here, the devices in the databases, the architectures that can be compiled for."""
+    from kernels.device import describe, gpu_count
+    from kernels.settings import read_settings
+    from tuner import display, listings
+
+    with ExitStack() as stack:
+        stores = [stack.enter_context(open_for_reading(path)) for path in read_settings().databases if path.exists()]
+        listings.print_devices(display.console(), [describe(index) for index in range(gpu_count())], stores)
+
+
+@main.command(epilog=EPILOG)
+def doctor() -> None:
+    """Check GPU, versions, databases, packages and environment; exit code 1 if something needs a cure."""
+    from tuner.doctor import examine
+
+    ill = False
+    for finding in examine():
+        click.echo(f"{'PROBLEM' if finding.cure else 'ok':8}{finding.subject:9}{finding.text}")
+        if finding.cure:
+            click.echo(f"{'':17}cure: {finding.cure}")
+            ill = True
+    raise click.exceptions.Exit(1 if ill else 0)
 
 
 def _run(session: Session, console: Console) -> SweepResult:
@@ -195,26 +274,13 @@ def _run(session: Session, console: Console) -> SweepResult:
     return result
 
 
-def _problems(
-    workload: str, named: bool, op: Sequence[str], dtype: Sequence[str], rows: Sequence[int], cols: Sequence[int]
-) -> list[Problem]:
-    """The workload's problems that pass all filters, or, with rows and cols but no workload named, their combinations."""
-    buckets = [bucket_rows(count) for count in rows]
-    if rows and cols and not named:
-        made = [
-            Problem(name, kind, kind, kind, r, c)
-            for name in op or ("rmsnorm",)
-            for kind in dtype or ("bfloat16",)
-            for c in cols
-            for r in buckets
-        ]
-        return list(dict.fromkeys(made))
-    wanted = {"op": op, "x_dtype": dtype, "rows": buckets, "cols": cols}
+def _problems(workload: str, made_up: bool, wanted: Filter) -> list[Problem]:
+    if made_up:
+        return wanted.combinations()
     problems = load_workload(workload)
-    kept = [p for p in problems if all(getattr(p, name) in values for name, values in wanted.items() if values)]
+    kept = [problem for problem in problems if wanted.passes(problem)]
     if not kept:
-        asked = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in wanted.items() if values)
-        raise click.UsageError(f"none of the {len(problems)} problems of workload {workload} has {asked}; give --rows and --cols only")
+        raise click.UsageError(f"none of the {len(problems)} problems of workload {workload} has {wanted}; name other values")
     return kept
 
 

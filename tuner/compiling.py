@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class CompilePool:
     def __init__(self, device: Device, target: GPUTarget, workers: int | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["kernels.launch"])
-        self._executor = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context)
+        self._executor = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context, initializer=_exit_with_parent)
         self._device, self._target = device, target
         self._futures: dict[Binary, Future[Compiled]] = {}
 
@@ -95,6 +96,18 @@ def resources_of(kernel: CompiledKernel) -> Resources:
     text = kernel.asm["amdgcn"]
     registers, spilled = (int(_found(rf"\.{name}:\s+(\d+)", text)) for name in ("vgpr_count", "vgpr_spill_count"))
     return Resources(registers, spilled * 4, kernel.metadata.shared)
+
+
+def _exit_with_parent() -> None:
+    """Let this worker end when the process that owns the pool is killed: the queue it waits at would never say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_and_exit() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
 def _cuobjdump(cubin: bytes) -> str:

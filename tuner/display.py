@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from kernels.settings import read_settings
 from tuner.session import Plan, Session
 from tuner.sweep import Finished, Started
 from tuning_db.model import NO_WEIGHT, Problem, Record, Resources, to_dict
@@ -48,8 +50,9 @@ def console(*, stderr: bool = False) -> Console:
 
 def message(console: Console, text: str) -> None:
     """A sentence, wrapped on a terminal (or where COLUMNS says how wide it is), one line in a pipe. Paths are never broken."""
-    one_line = not console.is_terminal and "COLUMNS" not in os.environ
-    console.print(text, soft_wrap=one_line, overflow="ignore", crop=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        text = textwrap.fill(text, console.width, break_long_words=False, break_on_hyphens=False)
+    console.print(text, soft_wrap=True)
 
 
 class SweepProgress:
@@ -113,6 +116,8 @@ def print_result(console: Console, result: SweepResult) -> None:
         message(console, f"{count(without, 'problem')} without a record: no config got through. `status` counts the failures.")
     message(console, f"{result.recorded} of {len(session.problems)} problems are recorded for {session.device.uid}")
     message(console, f"in {session.path}.")
+    if session.path not in read_settings().databases:
+        message(console, "rmsnorm reads that file if RMSNORM_TUNING_DB names it.")
     if result.recorded + without < len(session.problems):
         message(console, "The time is up. The same command goes on from there.")
 
@@ -186,11 +191,11 @@ def duration(seconds: float) -> str:
 
 def table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
     """An empty table whose columns named in `right` hold numbers, and which no terminal is too narrow for."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     numbers = set(right)
     for name in columns:
         if name in numbers:
-            made.add_column(name, justify="right", no_wrap=True)
+            made.add_column(name, justify="right", no_wrap=True, min_width=len(name))
         else:
             made.add_column(name, overflow="fold")
     return made

@@ -82,9 +82,8 @@ def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: S
 
 
 def is_todays(record: Record) -> bool:
-    """Whether the record was made with today's kernels and Triton; one of a variant that is no more was not."""
-    known = record.config.variant in (*VARIANTS, TORCH_VARIANT)
-    return known and is_current(record) and is_fresh(record)
+    """Whether the record was made with today's kernels and Triton."""
+    return is_current(record) and is_fresh(record)
 
 
 def sweep_gpu(
@@ -194,8 +193,7 @@ class _Tuning:
         """All trials of the problem, the final ones last."""
         self._build(pool)
         self._verify()
-        if self.launchers:
-            self._final(self._eliminate())
+        self._final(self._eliminate() if self.launchers else [])
         return self.book.trials
 
     def _build(self, pool: CompilePool) -> None:

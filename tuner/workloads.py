@@ -70,13 +70,15 @@ def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
     rows, cols = (_values(nodes[key], origin, key, None) for key in ("rows", "cols"))
     layouts = _values(nodes.get("layout"), origin, "layout", LAYOUTS, ["contiguous"])
     inner = _values(nodes.get("inner_rows"), origin, "inner_rows", None, [1])
-    (limit,) = _values(nodes.get("max_elements"), origin, "max_elements", None, [2**31])
+    limits = _values(nodes.get("max_elements"), origin, "max_elements", None, [2**31])
+    if len(limits) > 1:
+        raise WorkloadError(f"{where}: key `max_elements` takes one number")
     if (inner != [1]) != (layouts == ["strided_axis"]):
         raise WorkloadError(f"{where}: key `inner_rows` goes with layout `strided_axis`, and that needs it")
     return [
         Problem(op, x_dtype, x_dtype if w_dtype == "same" else w_dtype, x_dtype, bucket_rows(r), c, layout, bucket_rows(i))
         for op, layout, i, x_dtype, w_dtype, c, r in itertools.product(ops, layouts, inner, x_dtypes, w_dtypes, cols, rows)
-        if r * c <= limit and r % i == 0
+        if r * c <= limits[0] and r % i == 0
     ]
 
 

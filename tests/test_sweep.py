@@ -1,0 +1,223 @@
+"""The pipeline of a GPU sweep with every GPU part faked: what is built, verified, timed, recorded, and in which order."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kernels.heuristic import heuristic_config
+from kernels.variants import candidates
+from tuner import sweep as pipeline
+from tuner.compiling import Compiled
+from tuner.sweep import Finished, Started, sweep_gpu, unfinished
+from tuning_db.model import Config, Device, Problem, Record, Resources, Role, Source, Status
+from tuning_db.store import Store, open_for_writing
+
+DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
+PROBLEMS = [Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, 4096) for rows in (1, 128, 2048)]
+CONFIGS = [config for config in candidates(PROBLEMS[1], DEVICE) if config != heuristic_config(PROBLEMS[1], DEVICE)]
+FIRST, SECOND, BAD = CONFIGS[0], CONFIGS[1], CONFIGS[2]
+SLOW_US, TORCH_US, COPY_US = 20.0, 80.0, 9.0
+
+
+class Lab:
+    """Stands for GPU and compiler: each config's time, verdict of the verifier and of the compiler. Notes what was asked of it."""
+
+    def __init__(self) -> None:
+        self.times: dict[Config, float] = {}
+        self.faults: dict[Config, str] = {}
+        self.compiled: dict[str, Compiled] = {}
+        self.built: set[Config] = set()
+        self.timed: set[Config] = set()
+        self.on_round: Callable[[], None] = lambda: None
+
+    def time_us(self, config: Config) -> float:
+        return TORCH_US if config == pipeline.TORCH else self.times.get(config, SLOW_US)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+    lab = Lab()
+
+    class FakePool:
+        progress = (0, 0)
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> "FakePool":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, binaries: Iterator[object]) -> None:
+            list(binaries)
+
+        def result(self, binary: Any) -> Compiled:
+            return lab.compiled.get(binary.variant, Compiled(Status.OK, Resources(32, 0, 0)))
+
+    class FakeVerifier:
+        def __init__(self, case: object) -> None:
+            pass
+
+        def fault(self, launcher: Any) -> str:
+            return lab.faults.get(launcher.config, "")
+
+    class FakeBench:
+        launches = 8
+
+        def __init__(self, case: object, device: Device, seed: int) -> None:
+            pass
+
+        def enter(self, name: Config, launch: object, launches: int | None = None) -> None:
+            lab.timed.add(name)
+
+        def enter_launcher(self, name: Config, launcher: Any) -> None:
+            assert launcher.config == name
+            lab.timed.add(name)
+
+        def round(self, order: list[Config]) -> dict[object, float]:
+            assert set(order) <= lab.timed
+            lab.on_round()
+            return {**{name: lab.time_us(name) for name in order}, "reference": COPY_US}
+
+    def build(config: Config, *_: object) -> SimpleNamespace:
+        lab.built.add(config)
+        return SimpleNamespace(config=config)
+
+    monkeypatch.setattr(pipeline, "CompilePool", FakePool)
+    monkeypatch.setattr(pipeline, "Verifier", FakeVerifier)
+    monkeypatch.setattr(pipeline, "Bench", FakeBench)
+    monkeypatch.setattr(pipeline, "build_launcher", build)
+    monkeypatch.setattr(pipeline.torch.cuda, "device", lambda index: contextlib.nullcontext())
+    return lab
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_for_writing(tmp_path / "tuning.sqlite") as opened:
+        yield opened
+
+
+def run(store: Store, problems: list[Problem] = PROBLEMS[1:2], watch: Any = None, budget_s: float | None = None) -> list[Record]:
+    sweep_gpu(problems, DEVICE, 0, store, ["sweep"], watch or (lambda event: None), budget_s)
+    return store.records(DEVICE.uid)
+
+
+def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0, heuristic_config(PROBLEMS[1], DEVICE): 12.0}
+    (record,) = run(store)
+    assert (record.config, record.source) == (FIRST, Source.MEASURED)
+    assert (record.median_us, record.heuristic_us, record.torch_us) == (10.0, 12.0, TORCH_US)
+    assert record.copy_fraction == pytest.approx(COPY_US / 10.0)
+    trials = store.trials(DEVICE.uid, PROBLEMS[1])
+    assert {trial.config for trial in trials} == {*candidates(PROBLEMS[1], DEVICE), pipeline.TORCH}
+    assert {trial.role for trial in trials if trial.final} == {Role.CANDIDATE, Role.HEURISTIC, Role.TORCH}
+    assert next(trial for trial in trials if trial.uid == record.trial_uid).final
+
+
+def test_the_heuristic_is_in_the_final_however_slow(lab: Lab, store: Store) -> None:
+    lab.times = {config: 10.0 for config in CONFIGS}
+    (record,) = run(store)
+    assert record.heuristic_us == SLOW_US
+
+
+def test_pytorch_can_win(lab: Lab, store: Store) -> None:
+    lab.times = dict.fromkeys(candidates(PROBLEMS[1], DEVICE), TORCH_US * 1.02)
+    assert run(store)[0].config == pipeline.TORCH
+
+
+def test_a_wrong_result_is_recorded_and_never_timed(lab: Lab, store: Store) -> None:
+    lab.times = {BAD: 1.0, FIRST: 10.0}
+    lab.faults = {BAD: "error is 3 × the tolerance"}
+    events: list[Any] = []
+    (record,) = run(store, watch=events.append)
+    assert record.config == FIRST
+    assert BAD in lab.built
+    assert BAD not in lab.timed
+    (trial,) = (trial for trial in store.trials(DEVICE.uid) if trial.config == BAD)
+    assert (trial.status, trial.error, trial.measurement) == (Status.WRONG, "error is 3 × the tolerance", None)
+    assert events[-1].failed == 1
+
+
+@pytest.mark.parametrize("status", [Status.COMPILE_ERROR, Status.OUT_OF_RESOURCES])
+def test_what_does_not_compile_is_recorded_and_never_built(lab: Lab, store: Store, status: Status) -> None:
+    lab.compiled = {"looped": Compiled(status, None, "no")}
+    run(store)
+    broken = {config for config in candidates(PROBLEMS[1], DEVICE) if config.variant == "looped"}
+    assert broken
+    assert not broken & (lab.built | lab.timed)
+    assert {trial.config for trial in store.trials(DEVICE.uid) if trial.status is status} == broken
+
+
+def test_no_config_gets_through(lab: Lab, store: Store) -> None:
+    lab.faults = dict.fromkeys(candidates(PROBLEMS[1], DEVICE), "wrote outside its output")
+    events: list[Any] = []
+    assert run(store, watch=events.append) == []
+    assert events[-1] == Finished(PROBLEMS[1], None, len(lab.built), len(lab.built))
+
+
+def test_an_incumbent_stays_inside_the_tie_band_and_falls_beyond(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0}
+    run(store)
+    lab.times = {FIRST: 10.0, SECOND: 9.95}
+    (record,) = run(store)
+    assert (record.config, record.median_us) == (FIRST, 10.0)
+    assert Role.INCUMBENT in {trial.role for trial in store.trials(DEVICE.uid) if trial.config == FIRST}
+    lab.times = {FIRST: 10.0, SECOND: 9.85}
+    assert run(store)[0].config == SECOND
+
+
+def test_a_slower_incumbent_races_again_and_its_old_luck_is_forgotten(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 5.0}
+    run(store)
+    lab.times = {FIRST: 15.0, SECOND: 10.0}
+    (record,) = run(store)
+    assert (record.config, record.median_us) == (SECOND, 10.0)
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0}
+
+    def interrupt(event: Started | Finished) -> None:
+        if isinstance(event, Started) and event.done == 1:
+            lab.on_round = fail
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store, PROBLEMS, interrupt)
+    assert [record.problem for record in store.records()] == PROBLEMS[:1]
+    assert {trial.problem for trial in store.trials(DEVICE.uid)} == {PROBLEMS[0]}
+    lab.on_round = lambda: None
+    rest = unfinished(PROBLEMS, store.records(), Source.MEASURED)
+    assert rest == PROBLEMS[1:]
+    assert {record.problem for record in run(store, rest)} == set(PROBLEMS)
+    assert unfinished(PROBLEMS, store.records(), Source.MEASURED) == []
+    assert [sweep.state for sweep in store.sweeps()] == ["interrupted", "finished"]
+
+
+@pytest.mark.usefixtures("lab")
+def test_the_budget_ends_between_two_problems(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: float(next(ticks)))
+    assert {record.problem for record in run(store, PROBLEMS, budget_s=2.5)} == set(PROBLEMS[:2])
+    assert [sweep.state for sweep in store.sweeps()] == ["finished"]
+
+
+def test_records_of_other_kernels_are_not_done(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0}
+    (record,) = run(store)
+    problems = [record.problem]
+    changed = {"revision": record.revision + 1, "source_hash": "other", "triton_version": "0", "config": Config.of("gone")}
+    for name, value in changed.items():
+        old = Record(**{**vars(record), name: value})
+        assert unfinished(problems, [old], Source.MEASURED) == problems, name
+    assert unfinished(problems, [record], Source.MEASURED) == []
+    assert unfinished(problems, [record], Source.MODELLED) == problems

@@ -1,0 +1,124 @@
+"""What the command line lists: what a database holds, what the dispatcher would run, which devices are known."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tuner.architectures import architectures
+from tuner.display import count, fraction, message, microseconds, problem_label, ratio, table
+from tuner.explain import Explanation
+from tuner.sweep import is_todays
+from tuning_db.lookup import Pick
+from tuning_db.model import Device, Record, Source, Status, Tier
+from tuning_db.store import Store
+
+
+def print_status(console: Console, store: Store) -> None:
+    """Coverage per device, op and dtype; then the sweeps; then the failed trials."""
+    sweeps = store.sweeps()
+    for device in store.devices():
+        records = store.records(device.uid)
+        numbers = ("problems", "measured", "modelled", "stale")
+        made = table(f"{device.name} ({device.uid})", "op", "dtype", *numbers, right=numbers)
+        groups = sorted({(record.problem.op, record.problem.x_dtype) for record in records})
+        for op, dtype in groups:
+            group = [record for record in records if (record.problem.op, record.problem.x_dtype) == (op, dtype)]
+            sources = Counter(record.source for record in group)
+            stale = sum(not is_todays(record) for record in group)
+            problems = len({record.problem for record in group})
+            row = (problems, sources[Source.MEASURED], sources[Source.MODELLED], stale)
+            made.add_row(op, dtype, *map(str, row))
+        console.print(made)
+        trials = Counter(trial.status for trial in store.trials(device.uid))
+        failed = ", ".join(f"{number} {status.value}" for status, number in sorted(trials.items()) if status is not Status.OK)
+        message(console, f"{count(trials.total(), 'trial')}, failed: {failed or 'none'}.")
+        console.print()
+    made = table("Sweeps", "started", "state", "arch", "arguments", right=("started", "state"))
+    for sweep in sweeps:
+        state = "running, or killed" if sweep.state == "running" else sweep.state
+        arch = sweep.device_uid.partition("-")[0]
+        made.add_row(moment(sweep.started_at), state, arch, " ".join(json.loads(sweep.argv)))
+    console.print(made)
+    message(console, f"in {store.path}")
+
+
+def print_records(console: Console, records: Sequence[Record]) -> None:
+    """One table per device."""
+    numbers = ("µs", "of copy", "heuristic", "PyTorch")
+    for uid in sorted({record.device_uid for record in records}):
+        made = table(f"{uid}; times faster than heuristic and PyTorch", "problem", "config", *numbers, "kind", right=numbers)
+        for record in records:
+            if record.device_uid == uid:
+                kind = record.source.value + ("" if is_todays(record) else ", stale")
+                made.add_row(problem_label(record.problem), str(record.config), *_figures(record), kind)
+        console.print(made)
+    message(console, f"{count(len(records), 'record')}.")
+
+
+def print_explanation(console: Console, explanation: Explanation, assumed: bool, backend: str) -> None:
+    problem, device, pick, record = explanation.problem, explanation.device, explanation.pick, explanation.pick.record
+    message(console, f"{problem} on {device.name} ({device.uid})" + (", assumed: its board is not here" if assumed else ""))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    if backend == "torch":
+        facts.add_row("but", "RMSNORM_BACKEND=torch: every call runs PyTorch, whatever follows")
+    facts.add_row("config", str(pick.config))
+    facts.add_row("tier", _tier(pick))
+    if record:
+        facts.add_row("from", pick.layer)
+        if record.problem != problem or record.device_uid != device.uid:
+            facts.add_row("record of", f"{record.problem} on {record.device_uid}, distance {pick.distance:.2f}")
+        facts.add_row("evidence", _evidence(record))
+        age = "fresh" if explanation.fresh else "stale: the kernels or Triton changed since; sweep again"
+        versions = f"triton {record.triton_version}, torch {record.torch_version}"
+        facts.add_row("made", f"{moment(record.created_at)} UTC with {versions}; {age}")
+    else:
+        facts.add_row("evidence", "none: no record for this architecture serves; `python -m tuner sweep` makes some")
+    if explanation.otherwise:
+        facts.add_row("otherwise", f"{explanation.otherwise.config} by {_tier(explanation.otherwise)}")
+    console.print(facts)
+
+
+def print_devices(console: Console, here: Sequence[Device], stores: Sequence[Store]) -> None:
+    made = table("Devices", "where", "name", "device", "records", right=("device", "records"))
+    for index, device in enumerate(here):
+        made.add_row(f"GPU {index} here", device.name, device.uid, "")
+    for store in stores:
+        for device in store.devices():
+            made.add_row(str(store.path), device.name, device.uid, str(len(store.records(device.uid))))
+    for name, architecture in architectures().items():
+        made.add_row(f"--arch {name}", architecture.device.name, architecture.device.uid, "")
+    console.print(made)
+
+
+def moment(iso: str) -> str:
+    """`2026-01-31 12:34` of an ISO 8601 time."""
+    return iso[:16].replace("T", " ")
+
+
+def _tier(pick: Pick) -> str:
+    return f"{pick.tier.value} of {len(Tier)}, {pick.tier.name.lower().replace('_', ' ')}"
+
+
+def _figures(record: Record) -> tuple[str, str, str, str]:
+    heuristic, torch = (other and other / record.median_us for other in (record.heuristic_us, record.torch_us))
+    return microseconds(record.median_us), fraction(record.copy_fraction), ratio(heuristic), ratio(torch)
+
+
+def _evidence(record: Record) -> str:
+    time, copy, heuristic, torch = _figures(record)
+    parts = [f"{record.source.value} {time} µs"]
+    if record.source is Source.MEASURED:
+        parts[0] += f" ({microseconds(record.low_us)} to {microseconds(record.high_us)})"
+    parts.append(f"{copy} of copy")
+    if heuristic:
+        parts.append(f"{heuristic} as fast as the heuristic")
+    if torch:
+        parts.append(f"{torch} as fast as PyTorch")
+    return f"{', '.join(parts)}; policy {record.policy}"

@@ -1,0 +1,33 @@
+"""Which problems a command is about: a workload's that pass the options' filters, or those that the options make up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tuner.workloads import OPS
+from tuning_db.model import Problem, bucket_rows
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What the options name; an empty one names everything. rows count by their bucket."""
+
+    op: Collection[str] = ()
+    dtype: Collection[str] = ()
+    rows: Collection[int] = ()
+    cols: Collection[int] = ()
+
+    def passes(self, problem: Problem) -> bool:
+        buckets = [bucket_rows(rows) for rows in self.rows]
+        wanted = ((problem.op, self.op), (problem.x_dtype, self.dtype), (problem.rows, buckets), (problem.cols, self.cols))
+        return all(value in values for value, values in wanted if values)
+
+    def combinations(self) -> list[Problem]:
+        """All combinations of rows and cols, bfloat16 unless dtypes are named, with a weight of the same dtype."""
+        named = itertools.product(self.op or OPS, self.dtype or ("bfloat16",), self.cols, self.rows)
+        return list(dict.fromkeys(Problem(op, dtype, dtype, dtype, bucket_rows(rows), cols) for op, dtype, cols, rows in named))
+
+    def __str__(self) -> str:
+        return ", ".join(f"--{name} {','.join(map(str, values))}" for name, values in vars(self).items() if values)
