@@ -155,11 +155,12 @@ def test_what_does_not_compile_is_recorded_and_never_built(lab: Lab, store: Stor
     assert {trial.config for trial in store.trials(DEVICE.uid) if trial.status is status} == broken
 
 
-def test_no_config_gets_through(lab: Lab, store: Store) -> None:
+def test_where_no_config_gets_through_pytorch_is_the_winner(lab: Lab, store: Store) -> None:
     lab.faults = dict.fromkeys(candidates(PROBLEMS[1], DEVICE), "wrote outside its output")
     events: list[Any] = []
-    assert run(store, watch=events.append) == []
-    assert events[-1] == Finished(PROBLEMS[1], None, len(lab.built), len(lab.built))
+    (record,) = run(store, watch=events.append)
+    assert record.config == Config.of("torch")
+    assert events[-1] == Finished(PROBLEMS[1], record, len(lab.built) + 1, len(lab.built))
 
 
 def test_an_incumbent_stays_inside_the_tie_band_and_falls_beyond(lab: Lab, store: Store) -> None:
