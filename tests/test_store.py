@@ -500,6 +500,32 @@ def test_journal_is_wal_on_a_local_disk_alone(tmp_path: Path, monkeypatch: pytes
     connection.close()
 
 
+@pytest.mark.parametrize(("message", "calls"), [("database is locked", 3), ("locking protocol", 1), ("disk I/O error", 1)])
+def test_the_switch_to_wal_waits_for_other_creators_alone(message: str, calls: int) -> None:
+    class Connection:
+        def __init__(self) -> None:
+            self.executed: list[str] = []
+
+        def execute(self, statement: str) -> None:
+            self.executed.append(statement)
+            if len(self.executed) < 3:
+                raise sqlite3.OperationalError(message)
+
+    connection = Connection()
+    schema.set_wal(connection)
+    assert connection.executed == ["PRAGMA journal_mode = WAL"] * calls
+
+
+def test_the_migration_is_one_immediate_transaction(tmp_path: Path) -> None:
+    statements: list[str] = []
+    connection = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    connection.set_trace_callback(statements.append)
+    schema.migrate(connection, tmp_path / "a.db")
+    schema.migrate(connection, tmp_path / "a.db")
+    assert [line for line in statements if line.startswith(("BEGIN", "COMMIT"))] == ["BEGIN IMMEDIATE", "COMMIT"]
+    connection.close()
+
+
 def test_network_mounts_are_told_by_their_type(monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = "/dev/vda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\nlocal /home/local xfs rw 0 0\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: mounts)

@@ -77,7 +77,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises DatabaseError if the file is of a newer version or belongs to another program.
     """
-    if path.stat().st_size == 0 and is_local(path):
+    if count_tables(connection) == 0 and is_local(path):
         set_wal(connection)
     if read_version(connection) == SCHEMA_VERSION:
         return
@@ -86,7 +86,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         version = read_version(connection)
         if version > SCHEMA_VERSION:
             raise DatabaseError.of_version(path, version)
-        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if version == 0 and count_tables(connection):
             raise DatabaseError(f"{path} holds another program's tables: name another file by RMSNORM_TUNING_DB or --db")
         database = sqlite_utils.Database(connection, execute_plugins=False)
         for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
@@ -100,6 +100,10 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 def read_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def count_tables(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def set_wal(connection: sqlite3.Connection) -> None:

@@ -157,7 +157,6 @@ def open_for_writing(path: str | os.PathLike[str]) -> Store:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
         connection = sqlite3.connect(path, timeout=WRITE_TIMEOUT_S, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise DatabaseError.of_path(path, error) from error
