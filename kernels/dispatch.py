@@ -15,9 +15,11 @@ from kernels.launch import Launcher, build_launcher
 from kernels.overrides import active_override
 from kernels.settings import read_settings
 from kernels.variants import VARIANTS, is_legal, source_hash
+from tuning_db.errors import DatabaseError
+from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
 from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record
-from tuning_db.store import DatabaseError, read_records, shipped_records
+from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
 

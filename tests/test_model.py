@@ -97,9 +97,7 @@ def test_record_survives_json(record: Record) -> None:
     assert record_from_dict(json.loads(canonical_json(to_dict(record)))) == record
 
 
-@pytest.mark.parametrize(
-    "damage", [{"source": "guessed"}, {"config": {"params": {}}}, {"problem": {"op": "rmsnorm"}}, {"extra": 1}]
-)
+@pytest.mark.parametrize("damage", [{"source": "guessed"}, {"config": {"params": {}}}, {"problem": {"op": "rmsnorm"}}, {"extra": 1}])
 def test_a_wrong_dict_is_refused(damage: dict) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         record_from_dict(to_dict(RECORD) | damage)

@@ -17,8 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tuning_db import schema, store
+from tuning_db.derive import derive_record
+from tuning_db.errors import DatabaseError
+from tuning_db.jsonl import read_jsonl, shipped_records, write_jsonl
 from tuning_db.model import Config, Device, Measurement, Problem, Record, Resources, Role, Source, Status, Sweep, Trial
-from tuning_db.store import DatabaseError, derive_record, open_for_writing, read_jsonl, read_records, shipped_records, write_jsonl
+from tuning_db.rows import row_of
+from tuning_db.store import open_for_writing, read_records
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="H100")
 OTHER = Device("gfx942", 304, 4 * 2**20, 64 * 2**10, 5300, 64, name="MI300X")
@@ -487,7 +491,7 @@ def test_every_version_has_its_migration() -> None:
 def test_columns_are_the_fields(filled: Path) -> None:
     connection = sqlite3.connect(filled)
     full = make_trial("t", resources=Resources(1, 2, 3))
-    for table, expected in (("trial", {*store._columns(full)}), ("sweep", {*vars(SWEEP)}), ("device", {"uid", *vars(DEVICE)})):
+    for table, expected in (("trial", {*row_of(full)}), ("sweep", {*vars(SWEEP)}), ("device", {"uid", *vars(DEVICE)})):
         assert {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} == expected
     connection.close()
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tuning_db import store
+from tuning_db.derive import derive_record
+from tuning_db.errors import DatabaseError
 from tuning_db.model import Device
 from tuning_db.schema import is_local
-from tuning_db.store import DatabaseError, derive_record, open_for_writing, read_records
+from tuning_db.store import open_for_writing, read_records
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
 WRITER = """

@@ -15,9 +15,9 @@ import click
 from tuner import options
 from tuner.selection import Filter
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
+from tuning_db.errors import DatabaseError
 from tuning_db.model import LAYOUTS, NO_WEIGHT, Problem, Source, bucket_rows, to_dict
-from tuning_db.store import DatabaseError, open_for_writing
-from tuning_db.store import _open_for_reading as open_for_reading
+from tuning_db.store import open_for_reading, open_for_writing
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuning_db.errors import DatabaseError
+from tuning_db.jsonl import shipped_records
 from tuning_db.schema import is_local
-from tuning_db.store import DatabaseError, read_records, shipped_records
+from tuning_db.store import read_records
 
 VARIABLES = ("RMSNORM_BACKEND", "RMSNORM_TUNING_DB")
 OUR_DISTRIBUTION = "tuned-rmsnorm"

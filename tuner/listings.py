@@ -34,9 +34,9 @@ def print_status(console: Console, store: Store) -> None:
             row = (problems, sources[Source.MEASURED], sources[Source.MODELLED], stale)
             made.add_row(op, dtype, *map(str, row))
         console.print(made)
-        trials = Counter(trial.status for trial in store.trials(device.uid))
-        failed = ", ".join(f"{number} {status.value}" for status, number in sorted(trials.items()) if status is not Status.OK)
-        message(console, f"{count(trials.total(), 'trial')}, failed: {failed or 'none'}.")
+        trials = store.outcomes(device.uid)
+        failed = ", ".join(f"{number} {status.value}" for status, number in trials.items() if status is not Status.OK)
+        message(console, f"{count(sum(trials.values()), 'trial')}, failed: {failed or 'none'}.")
         console.print()
     made = table("Sweeps", "started", "state", "arch", "arguments", right=("started", "state"))
     for sweep in sweeps:

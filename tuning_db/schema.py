@@ -8,7 +8,8 @@ from pathlib import Path
 
 import sqlite_utils
 
-from tuning_db.store import SCHEMA_VERSION, WRITE_TIMEOUT_S, DatabaseError
+from tuning_db.errors import DatabaseError
+from tuning_db.store import SCHEMA_VERSION, WRITE_TIMEOUT_S
 
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse", "9p", "afs", "wekafs")
 
@@ -85,7 +86,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         version = read_version(connection)
         if version > SCHEMA_VERSION:
-            raise DatabaseError.of_version(path, version)
+            raise DatabaseError.of_version(path, version, SCHEMA_VERSION)
         if version == 0 and count_tables(connection):
             raise DatabaseError(f"{path} holds another program's tables: name another file by RMSNORM_TUNING_DB or --db")
         database = sqlite_utils.Database(connection, execute_plugins=False)

@@ -1,0 +1,110 @@
+"""Nouns to flat rows of named columns and back, with a check of every value on the way in."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from dataclasses import fields
+from enum import Enum
+from types import NoneType
+from typing import Any, TypeVar
+
+from tuning_db.model import (
+    LAYOUTS,
+    NO_WEIGHT,
+    Config,
+    Device,
+    Measurement,
+    Problem,
+    Record,
+    Resources,
+    Role,
+    Status,
+    Trial,
+    itemsize,
+    record_from_dict,
+)
+
+Noun = TypeVar("Noun")
+
+PROBLEM = tuple(spec.name for spec in fields(Problem))
+"""The columns that say which Problem a row is about."""
+
+_MEASUREMENT = tuple(spec.name for spec in fields(Measurement))
+_RESOURCES = tuple(spec.name for spec in fields(Resources))
+_TYPES: dict[str, Any] = {"int": int, "str": str, "float": (int, float), "float | None": (int, float, NoneType)}
+
+
+def row_of(noun: Any) -> dict[str, Any]:
+    """A noun as one flat row; a column without a value is left out."""
+    row: dict[str, Any] = {}
+    for name, value in ((spec.name, getattr(noun, spec.name)) for spec in fields(noun)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: a failed trial has a status, not a time")
+        if isinstance(value, Config):
+            row |= {"variant": value.variant, "params": value.params_json}
+        elif isinstance(value, Problem | Measurement | Resources):
+            row |= row_of(value)
+        elif value is not None:
+            row[name] = value.value if isinstance(value, Enum) else value
+    return row
+
+
+def problem_values(problem: Problem) -> tuple[Any, ...]:
+    return tuple(getattr(problem, name) for name in PROBLEM)
+
+
+def _take(plain: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: plain.pop(name) for name in names}
+
+
+def device_from_row(row: sqlite3.Row) -> Device:
+    plain = dict(row)
+    uid = plain.pop("uid")
+    device = checked(Device(**plain))
+    if device.uid != uid:
+        raise ValueError(f"device {uid} has the fingerprint of {device.uid}")
+    return device
+
+
+def trial_from_row(row: sqlite3.Row) -> Trial:
+    plain = dict(row)
+    problem, measurement, binary = _take(plain, PROBLEM), _take(plain, _MEASUREMENT), _take(plain, _RESOURCES)
+    return Trial(
+        problem=Problem(**problem),
+        config=Config.of(plain.pop("variant"), **json.loads(plain.pop("params"))),
+        role=Role(plain.pop("role")),
+        status=Status(plain.pop("status")),
+        final=bool(plain.pop("final")),
+        measurement=None if measurement["policy"] is None else checked(Measurement(**measurement)),
+        resources=None if binary["registers"] is None else checked(Resources(**binary)),
+        **plain,
+    )
+
+
+def record_from_row(row: sqlite3.Row) -> Record:
+    plain = dict(row)
+    plain["problem"] = _take(plain, PROBLEM)
+    plain["config"] = {"variant": plain.pop("variant"), "params": json.loads(plain.pop("params"))}
+    return checked(record_from_dict(plain))
+
+
+def checked(noun: Noun) -> Noun:
+    """The noun, if its fields hold what their annotations say and no negative, infinite or unknown value."""
+    for spec in fields(noun):  # type: ignore[arg-type]
+        value = getattr(noun, spec.name)
+        if isinstance(value, Problem):
+            checked(value)
+            if min(value.rows, value.cols, value.inner_rows) < 1 or value.layout not in LAYOUTS:
+                raise ValueError(f"no such problem: {value}")
+            for dtype in {value.x_dtype, value.w_dtype, value.y_dtype} - {NO_WEIGHT}:
+                itemsize(dtype)
+        elif isinstance(value, Config):
+            if not isinstance(value.variant, str) or not all(isinstance(param, int | str) for _, param in value.items):
+                raise TypeError(f"no such config: {value}")
+        elif isinstance(value, bool) or not isinstance(value, _TYPES.get(str(spec.type), object)):
+            raise TypeError(f"{spec.name} is {value!r}, expected {spec.type}")
+        elif isinstance(value, int | float) and not 0 <= value < 2**63:
+            raise ValueError(f"{spec.name} is {value!r}")
+    return noun
