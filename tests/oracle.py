@@ -59,7 +59,7 @@ def assert_rmsnorm(
 
 
 class Fenced:
-    """A NaN tensor of given shape and strides inside more memory of NaN. A read outside it shows in the result, a write in `assert_intact`."""
+    """A NaN tensor inside more memory of NaN: a read outside it shows in the result, a write in `assert_intact`."""
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> None:
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -1,7 +1,6 @@
 """The loop nest of a call addresses each element of x and y exactly once, and is given up only where three strides are needed."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import pytest
@@ -43,9 +42,7 @@ def offset(index: Sequence[int], strides: Sequence[int]) -> int:
     return sum(i * stride for i, stride in zip(index, strides, strict=True))
 
 
-def rows_by_strides(
-    shape: Sequence[int], x_strides: Sequence[int], y_strides: Sequence[int], axis: int
-) -> list[list[tuple[int, int]]]:
+def rows_by_strides(shape: Sequence[int], x_strides: Sequence[int], y_strides: Sequence[int], axis: int) -> list[list[tuple[int, int]]]:
     """For each row the (offset in x, offset in y) of its elements in order of the axis, counted through all indices; rows sorted."""
     rows = []
     for others in itertools.product(*(range(size) for d, size in enumerate(shape) if d != axis)):
@@ -70,9 +67,7 @@ def fewest_strides(shape: Sequence[int], x_strides: Sequence[int], y_strides: Se
     dims = [(shape[d], x_strides[d], y_strides[d]) for d in range(len(shape)) if d != axis and shape[d] > 1]
     fewest = len(dims)
     for order in itertools.permutations(dims):
-        joined = sum(
-            outer[1] == inner[0] * inner[1] and outer[2] == inner[0] * inner[2] for outer, inner in itertools.pairwise(order)
-        )
+        joined = sum(outer[1] == inner[0] * inner[1] and outer[2] == inner[0] * inner[2] for outer, inner in itertools.pairwise(order))
         fewest = min(fewest, len(dims) - joined)
     return fewest
 

@@ -64,15 +64,15 @@ def legal(variant: str, x: torch.Tensor, weight: torch.Tensor | None, y: torch.T
 
 
 def spread(configs: Sequence[Config], count: int = 3) -> list[Config]:
-    """`count` configs, evenly over the list, the first and the last among them."""
+    """`count` configs, evenly over the list, the last always among them."""
     if len(configs) <= count:
         return list(configs)
+    if count == 1:
+        return [configs[-1]]
     return [configs[i * (len(configs) - 1) // (count - 1)] for i in range(count)]
 
 
-def check(
-    configs: Sequence[Config], x: torch.Tensor, weight: torch.Tensor | None, y: Fenced, eps: float = 1e-6, axis: int = -1
-) -> None:
+def check(configs: Sequence[Config], x: torch.Tensor, weight: torch.Tensor | None, y: Fenced, eps: float = 1e-6, axis: int = -1) -> None:
     """Each config computes RMSNorm of x into y, writes all of y, and nothing else."""
     assert configs
     for config in configs:
@@ -89,7 +89,7 @@ def size_cases() -> Iterator[tuple[str, int, int, tuple[torch.dtype, torch.dtype
         for cols in SPLIT_COLS if variant == "split_row" else ROW_COLS:
             if variant == "multi_row" and cols > VARIANTS[variant].MAX_COLS:
                 continue  # no config of it is valid there
-            for rows in (1, 3) if variant == "split_row" else (1, 2, 65):
+            for rows in (1, 2) if variant == "split_row" else (1, 2, 65):
                 yield variant, rows, cols, next(pairs)
 
 
@@ -102,7 +102,7 @@ def test_sizes(variant, rows, cols, pair):
     if variant == "split_row":
         # Interpreted, all programs of a row but its last read the whole row, so that time grows with the square of the split.
         configs = [config for config in configs if cols <= 10 * config.params["block_cols"] * config.params["max_pieces"]]
-    check(configs if rows < 65 else spread(configs), x, weight, y)
+    check(configs if rows * cols < 10_000 and rows < 65 else spread(configs, 2 if rows < 65 else 1), x, weight, y)
 
 
 @pytest.mark.parametrize(("x_dtype", "w_dtype"), PAIRS)
@@ -136,20 +136,18 @@ def x_layouts(cols: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     }
 
 
-@pytest.mark.parametrize("cols", [96, 100, 127, 2064])
+@pytest.mark.parametrize("cols", [96, 100, 127])
 @pytest.mark.parametrize("layout", x_layouts(1))
 @pytest.mark.parametrize("variant", ROW_VARIANTS)
 def test_strides_of_rows(variant, layout, cols):
     if variant == "split_row":
         cols += 2000  # no config splits a row of less than two chunks
-    elif cols > 2000:
-        cols = 48
     shape, strides = x_layouts(cols)[layout]
     x = fenced_copy(random_x(shape, torch.bfloat16), strides) if 0 not in strides else one_row_for_many(shape, strides)
     weight = random_weight(cols, torch.bfloat16)
-    for y_strides in (packed_strides(shape), packed_strides((*shape[:-1], cols + 5))):
+    for y_strides, at in ((packed_strides(shape), 0), (packed_strides((*shape[:-1], cols + 5)), -1)):
         y = Fenced(shape, y_strides, x.dtype)
-        check(spread(legal(variant, x, weight, y.view), 2), x, weight, y)
+        check([legal(variant, x, weight, y.view)[at]], x, weight, y)
 
 
 def one_row_for_many(shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
@@ -191,14 +189,15 @@ def test_axis_sizes(variant, view, cols, inner):
     weight = random_weight(cols, pair[1])
     y = Fenced(shape, strides, x.dtype)
     configs = legal(variant, x, weight, y.view, axis)
-    check(configs[-1:] if cols * inner > 10_000 else spread(configs), x, weight, y, axis=axis)
+    largest = max(configs, key=lambda config: config.params["block_cols"] * config.params["block_inner"])
+    check(spread(configs, 2) if cols * inner < 10_000 else [largest], x, weight, y, axis=axis)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_every_axis_of_permuted_memory(axis, order):
     """Four dimensions in any order in memory; x and y alike."""
-    shape = (2, 3, 5, 17)
+    shape = (2, 3, 4, 5)
     strides = [0] * 4
     for size, stride in zip(reversed(order), reversed(packed_strides([shape[d] for d in order])), strict=True):
         strides[size] = stride
@@ -208,10 +207,8 @@ def test_every_axis_of_permuted_memory(axis, order):
         pytest.skip("the rows need three strides: rmsnorm copies such an x first, which test_api.py checks")
     y = Fenced(shape, strides, x.dtype)
     weight = random_weight(shape[axis], torch.float32)
-    for variant in VARIANTS:
-        configs = legal(variant, x, weight, y.view, axis)
-        if configs:
-            check(configs[:1], x, weight, y, axis=axis)
+    variant = "strided_axis" if loops.layout == "strided_axis" else "multi_row"
+    check(spread(legal(variant, x, weight, y.view, axis), 2), x, weight, y, axis=axis)
 
 
 SMALL_PROBLEMS = [

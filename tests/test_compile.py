@@ -1,0 +1,210 @@
+"""Every config compiles for every architecture, without a GPU. As a script: compile for the architectures named, print JSON."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARCHES = ("sm_90", "sm_80", "sm_100", "gfx942")
+COLS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 65_536, 131_072, 32, 16, 4, 2)
+"""Tried in this order for each config: small tiles compile fastest, and the narrowest rows only occur in tiles of many."""
+
+
+def compile_time_arguments(arch: str) -> tuple[Any, Any]:
+    """Triton's target for an arch, and a Device of it; only the warp size of that Device matters here."""
+    from triton.backends.compiler import GPUTarget
+
+    from tuning_db.model import Device
+
+    warp_size = 64 if arch.startswith("gfx9") else 32
+    if arch.startswith("gfx"):
+        target = GPUTarget("hip", arch, warp_size)
+    else:
+        target = GPUTarget("cuda", int(arch.removeprefix("sm_")), warp_size)
+    return target, Device(arch, 100, 50 * 2**20, 160 * 2**10, 2000, warp_size)
+
+
+def problems(layouts: Iterable[str]) -> Iterator[Any]:
+    from tuning_db.model import Problem
+
+    for layout in layouts:
+        for x, w, y in (("bfloat16",) * 3, ("float32", "none", "float32")):
+            for cols in COLS:
+                yield Problem("rmsnorm", x, w, y, 4096, cols, layout, 512 if layout == "strided_axis" else 1)
+
+
+def sass(compiled: Any) -> str:
+    """The machine code of a CUDA binary as text."""
+    return disassembled(compiled, "-sass")
+
+
+def disassembled(compiled: Any, option: str) -> str:
+    from triton import knobs
+
+    path = Path(os.environ["TRITON_CACHE_DIR"]) / f"{os.getpid()}.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    finished = subprocess.run([knobs.nvidia.cuobjdump.path, option, str(path)], capture_output=True, text=True, check=True)
+    return finished.stdout
+
+
+def spilled_bytes(compiled: Any) -> int:
+    """What a thread keeps in local memory for want of registers (scratch on AMD); the kernels have no other use for it."""
+    if "cubin" in compiled.asm:
+        usage = disassembled(compiled, "-res-usage")
+        return sum(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+    return sum(int(number) for number in re.findall(r"\.private_segment_fixed_size: +(\d+)", compiled.asm["amdgcn"]))
+
+
+def compile_arch(arch: str) -> dict[str, Any]:
+    """What test functions below assert, as plain data."""
+    from kernels.geometry import geometry_of_problem
+    from kernels.launch import binary_of, compile_binary, kernel_arguments
+    from kernels.variants import VARIANTS, is_legal, space
+    from tuning_db.jsonl import shipped_records
+
+    target, device = compile_time_arguments(arch)
+
+    @functools.cache
+    def compiled(binary: Any) -> Any:
+        return compile_binary(binary, target)
+
+    def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True) -> Any:
+        arguments = kernel_arguments(config, geometry or geometry_of_problem(problem), ptx=target.backend == "cuda")
+        return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned)
+
+    configs: dict[str, str] = {}
+    spilling: dict[str, int] = {}
+    for name, variant in VARIANTS.items():
+        for config in sorted(space(name), key=str):
+            problem = next((problem for problem in problems(variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
+            configs[str(config)] = "valid for no problem" if problem is None else outcome(compiled, binary_for(config, problem))
+        # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes.
+        for problem in problems(variant.LAYOUTS):
+            if problem.cols in (128, 65_536):
+                config = next((config for config in sorted(space(name), key=str) if is_legal(config, problem, device)), None)
+                if config is not None:
+                    configs[f"{config}, {problem}, misaligned"] = outcome(compiled, binary_for(config, problem, aligned=False))
+    for record in shipped_records(arch)[1]:
+        if record.config.variant in VARIANTS:
+            amount = spilled_bytes(compiled(binary_for(record.config, record.problem)))
+            if amount:
+                spilling[f"{record.config}, {record.problem}"] = amount
+    answer = {"configs": configs, "spilling": spilling}
+    if target.backend == "cuda":
+        answer["vectors"] = {name: narrow_accesses(name, device, binary_for, compiled) for name in VARIANTS}
+    return answer
+
+
+def outcome(compiled: Any, binary: Any) -> str:
+    """Empty if it compiles, else the compiler's words."""
+    try:
+        compiled(binary)
+    except Exception as error:  # any failure of compiler or assembler is the answer, for the one config that caused it
+        return f"{type(error).__name__}: {error}"[:2000]
+    return ""
+
+
+def narrow_accesses(name: str, device: Any, binary_for: Any, compiled: Any) -> dict[str, Any]:
+    """For 4096 columns of bf16 (65536 for split_row): global loads and stores of the machine code by width, and whether other rows
+    and strides give the same Binary."""
+    from kernels.geometry import geometry_of_problem
+    from kernels.variants import is_legal, space
+    from tuning_db.model import Problem
+
+    strided = name == "strided_axis"
+    cols = 65_536 if name == "split_row" else 256 if name == "multi_row" else 4096
+    problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 4096, cols, *(("strided_axis", 512) if strided else ()))
+    config = max((config for config in space(name) if is_legal(config, problem, device)), key=vector_rank)
+    nest = geometry_of_problem(problem)
+    binary = binary_for(config, problem)
+    others = [dataclasses.replace(nest, rows=nest.rows * 3)]
+    if not strided:
+        others.append(dataclasses.replace(nest, rows=1, x_row_stride=cols + 48, y_row_stride=cols * 2))
+    text = sass(compiled(binary))
+    widths = [re.search(r"\.(64|128)\b", line) for line in re.findall(r"\b(?:LDG|STG)\.E\S*", text)]
+    return {
+        "config": str(config),
+        "widths": sorted({int(width[1]) if width else 32 for width in widths}),
+        "same_binary": all(binary_for(config, problem, other) == binary for other in others),
+    }
+
+
+def vector_rank(config: Any) -> tuple[float, str]:
+    """Prefers tiles of 32 elements a thread: wide enough for whole vectors, small enough not to spill."""
+    params = config.params
+    elements = {
+        "whole_row": lambda: 4096,
+        "multi_row": lambda: params["rows_per_program"] * 256,
+        "looped": lambda: params["block_cols"],
+        "split_row": lambda: params["block_cols"],
+        "strided_axis": lambda: params["block_cols"] * params["block_inner"] if params["block_inner"] >= 64 else 0,
+    }[config.variant]()
+    return -abs(elements / params["num_warps"] / 32 - 16), str(config)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What `compile_arch` says of each arch: two processes at a time, outside the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "RMSNORM_TUNING_DB")}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT)}
+
+    def run(arch: str) -> dict[str, Any]:
+        finished = subprocess.run(
+            [sys.executable, __file__, arch], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500
+        )
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(ARCHES, pool.map(run, ARCHES), strict=True))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_config_compiles(compiled, arch):
+    """Each config of each space, at the first problem it is valid for. A config may be meant for another warp size."""
+    failed = {config: text for config, text in compiled[arch]["configs"].items() if text not in ("", "valid for no problem")}
+    assert not failed
+    assert sum(not text for text in compiled[arch]["configs"].values()) > 50
+
+
+def test_every_config_has_a_problem(compiled):
+    """A config that is valid for no problem on any architecture is dead weight in its space."""
+    dead = [{config for config, text in answer["configs"].items() if text == "valid for no problem"} for answer in compiled.values()]
+    assert not set.intersection(*dead)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_what_ships_spills_nothing(compiled, arch):
+    """A record of an architecture nobody here owns was modelled without it, and a kernel change can make it wrong."""
+    assert compiled[arch]["spilling"] == {}
+
+
+@pytest.mark.parametrize("variant", ["whole_row", "multi_row", "looped", "split_row", "strided_axis"])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHES if arch.startswith("sm_")])
+def test_loads_are_whole_vectors(compiled, arch, variant):
+    """128-bit loads and stores of x, y and the weight, though neither rows nor strides are specialised."""
+    found = compiled[arch]["vectors"][variant]
+    assert 128 in found["widths"], found
+    if variant == "whole_row":
+        assert found["widths"] == [128], found
+
+
+@pytest.mark.parametrize("variant", ["whole_row", "multi_row", "looped", "split_row", "strided_axis"])
+def test_a_new_batch_size_compiles_nothing(compiled, variant):
+    """Other rows, other row strides that are as aligned: the same Binary."""
+    assert compiled["sm_90"]["vectors"][variant]["same_binary"]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    print(json.dumps(compile_arch(sys.argv[1])))

@@ -1,0 +1,138 @@
+"""The layers: who may import whom, and that importing is free."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("tuning_db", "kernels", "tuner", "benchmarks")
+"""Each may import those before it."""
+
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, wherever in it. Relative imports stay within the layer."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def source_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=source_name)
+def test_no_arrow_points_left(path):
+    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+    assert not imported(path) & {*LAYERS[layer + 1 :], "tests"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if "tuning_db" in path.parts], ids=source_name)
+def test_the_database_needs_neither_torch_nor_triton(path):
+    assert not imported(path) & {"torch", "triton"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").glob("*.py"))], ids=source_name)
+def test_every_file_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+WATCH = """
+    import sys
+    opened = []
+
+    def watch(event, args):
+        if event == "sqlite3.connect" or (event == "open" and str(args[0]).endswith((".sqlite", ".jsonl"))):
+            opened.append((event, str(args[0])))
+
+    sys.addaudithook(watch)
+"""
+
+
+def run_python(source: str) -> str:
+    """stdout of a fresh interpreter in the repository's root."""
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_importing_kernels_is_free():
+    """Neither Triton nor what only tools need, no GPU asked, no database opened, nothing printed."""
+    source = (
+        WATCH
+        + """
+    import torch
+
+    def asked(*_):
+        raise AssertionError("importing asked for a GPU")
+
+    for name in ("is_available", "device_count", "current_device", "get_device_properties", "get_device_capability", "init"):
+        setattr(torch.cuda, name, asked)
+    before = set(sys.modules)  # torch imports what it likes
+    import kernels
+
+    unwanted = {"triton", "sqlite_utils", "click", "rich", "yaml", "matplotlib", "tuner", "benchmarks", "sqlite3"}
+    assert not unwanted & (set(sys.modules) - before), unwanted & (set(sys.modules) - before)
+    assert not opened, opened
+    assert not torch.cuda.is_initialized()
+    """
+    )
+    assert run_python(source) == ""
+
+
+def test_importing_the_variants_asks_no_gpu():
+    """They need Triton; declaring their spaces needs no driver."""
+    source = """
+    import torch, triton
+
+    def asked(*_):
+        raise AssertionError("importing asked for a GPU")
+
+    for name in ("is_available", "device_count", "current_device", "get_device_properties", "get_device_capability", "init"):
+        setattr(torch.cuda, name, asked)
+    from triton.runtime import driver
+    type(driver).active = property(asked)
+    import kernels.dispatch
+    from kernels.variants import VARIANTS, space
+    print(sum(len(space(name)) for name in VARIANTS))
+    """
+    assert int(run_python(source)) > 0
+
+
+def test_importing_the_database_is_free():
+    source = (
+        WATCH
+        + """
+    import tuning_db, tuning_db.lookup, tuning_db.model, tuning_db.store
+    unwanted = {"torch", "triton", "numpy", "sqlite_utils", "click", "rich", "yaml"}
+    assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
+    assert not opened, opened
+    """
+    )
+    assert run_python(source) == ""
+
+
+def test_a_call_never_imports_sqlite_utils():
+    """The first call reads the databases without the 150 ms that sqlite-utils takes to import; nor does it need the tools' packages."""
+    source = """
+    import os
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    import sys, torch
+    before = set(sys.modules)
+    from kernels import rmsnorm
+    rmsnorm(torch.ones(2, 8, device="cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"))
+    unwanted = {"sqlite_utils", "click", "rich", "yaml", "tuner", "benchmarks"}
+    assert not unwanted & (set(sys.modules) - before), unwanted & (set(sys.modules) - before)
+    """
+    assert run_python(source) == ""
