@@ -31,20 +31,63 @@ def gpu_count() -> int:
 @functools.cache
 def describe(index: int) -> Device:
     """The fingerprint of GPU `index`. Bandwidth is memory clock × 2 (double data rate) × bus width."""
+    if torch.version.hip is None:
+        return _describe_nvidia(index)
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip is not None:
-        arch = properties.gcnArchName.partition(":")[0]
-    else:
-        arch = f"sm_{properties.major}{properties.minor}"
     return Device(
-        arch=arch,
+        arch=properties.gcnArchName.partition(":")[0],
         sm_count=properties.multi_processor_count,
         l2_bytes=properties.L2_cache_size,
-        shared_bytes=getattr(properties, "shared_memory_per_block_optin", 0) or properties.shared_memory_per_block,
-        bandwidth_gbs=round(properties.memory_clock_rate * 1e3 * 2 * properties.memory_bus_width / 8 / 1e9),
+        shared_bytes=properties.shared_memory_per_block,
+        bandwidth_gbs=_bandwidth_gbs(properties.memory_clock_rate, properties.memory_bus_width),
         warp_size=properties.warp_size,
         name=properties.name,
     )
+
+
+CUDA_ATTRIBUTES = {
+    "warp_size": 10,
+    "sm_count": 16,
+    "clock_khz": 36,
+    "bus_bits": 37,
+    "l2_bytes": 38,
+    "major": 75,
+    "minor": 76,
+    "shared_bytes": 97,
+}
+"""Numbers of `CUdevice_attribute` in the CUDA driver API."""
+
+
+def _describe_nvidia(index: int) -> Device:
+    """By the driver alone: torch would set up the GPU for work first, which takes a second."""
+    driver = ctypes.CDLL("libcuda.so.1")
+
+    def ask(function: str, *arguments: object) -> None:
+        error = getattr(driver, function)(*arguments)
+        if error:
+            raise RuntimeError(f"{function} of the CUDA driver fails with error {error} for GPU {index}")
+
+    handle, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    ask("cuInit", 0)
+    ask("cuDeviceGet", ctypes.byref(handle), index)
+    ask("cuDeviceGetName", name, len(name), handle)
+    found = {}
+    for attribute, number in CUDA_ATTRIBUTES.items():
+        ask("cuDeviceGetAttribute", ctypes.byref(value), number, handle)
+        found[attribute] = value.value
+    return Device(
+        arch=f"sm_{found['major']}{found['minor']}",
+        sm_count=found["sm_count"],
+        l2_bytes=found["l2_bytes"],
+        shared_bytes=found["shared_bytes"],
+        bandwidth_gbs=_bandwidth_gbs(found["clock_khz"], found["bus_bits"]),
+        warp_size=found["warp_size"],
+        name=name.value.decode(),
+    )
+
+
+def _bandwidth_gbs(clock_khz: int, bus_bits: int) -> int:
+    return round(clock_khz * 1e3 * 2 * bus_bits / 8 / 1e9)
 
 
 def current_device() -> Device:

@@ -13,7 +13,7 @@ from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
 from kernels.launch import Launcher, build_launcher
 from kernels.overrides import active_override
-from kernels.settings import read_settings
+from kernels.settings import read_settings, user_database
 from kernels.variants import VARIANTS, is_legal, source_hash
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
@@ -42,6 +42,8 @@ def record_index(arch: str) -> RecordIndex:
     layers = []
     for path in read_settings().databases:
         if not path.exists():
+            if path != user_database():  # a user who never tuned has none, and that is nothing to tell
+                log.info("tuning database %s does not exist: `python -m tuner sweep` writes it", path)
             continue
         try:
             layers.append((str(path), *read_records(path, arch)))

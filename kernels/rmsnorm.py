@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch.autograd import forward_ad
 
 from kernels.device import interpreting
 from kernels.geometry import Geometry, geometry_of
 from kernels.overrides import active_override
 from kernels.reference import rmsnorm_torch
 from kernels.settings import read_settings
-from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, offset_if_shared
+from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, checked_eps, offset_if_shared
+
+if TYPE_CHECKING:
+    from kernels.launch import Launcher
 
 Call: TypeAlias = Callable[[torch.Tensor, "torch.Tensor | None", float, "torch.Tensor | None"], torch.Tensor]
 """call(x, weight, eps, out) -> y for one kind of arguments, everything else decided."""
@@ -34,6 +38,7 @@ class _Plan:
 
 
 _plans: dict[Any, _Plan] = {}
+_transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform (vmap, grad, …), or None
 
 
 def rmsnorm(
@@ -69,29 +74,30 @@ def rmsnorm(
     Raises:
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
     """
-    if torch.compiler.is_dynamo_compiling():
-        check_arguments(x, weight, axis, out, backend, eps)
+    if eps.__class__ is not float or not eps >= 0:
+        eps = checked_eps(eps)
+    if torch.compiler.is_dynamo_compiling() or _transform() is not None or forward_ad._current_level >= 0:
+        # Traced, or under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
+        check_arguments(x, weight, axis, out, backend)
         return _into(out, rmsnorm_torch(x, weight, eps, axis))
     key: tuple[Any, ...] | None
     try:
         key = (
-            x.shape, x.stride(), x.dtype, x.get_device(), type(x), axis, backend, batch_invariant, active_override(),
-            None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device()),
+            x.shape, x.stride(), x.dtype, x.get_device(), x.__class__, axis, axis.__class__, backend, batch_invariant, active_override(),
+            None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device(), weight.__class__),
             None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), offset_if_shared(x, out)),
             torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)),
         )  # fmt: skip
         plan = _plans.get(key)
     except (AttributeError, TypeError, RuntimeError):
-        # No tensor, an unhashable argument, or a tensor without memory: the checks say which.
+        # No tensor, an unhashable argument, or a tensor without strides: the checks say which.
         key = plan = None
     if plan is None:
-        plan = _prepare(x, weight, eps, axis, out, backend, batch_invariant)
+        plan = _prepare(x, weight, axis, out, backend, batch_invariant)
         if key is not None:
             if len(_plans) >= MAX_PLANS:
                 _plans.clear()
             _plans[key] = plan
-    if not eps >= 0:
-        raise InvalidInput(f"eps is {eps}; pass a number that is not negative, such as 1e-6")
     return plan.call(x, weight, eps, out)
 
 
@@ -118,16 +124,10 @@ def _into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
 
 
 def _prepare(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    eps: float,
-    axis: int,
-    out: torch.Tensor | None,
-    backend: str,
-    batch_invariant: bool,
+    x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, backend: str, batch_invariant: bool
 ) -> _Plan:
     """Check the arguments and decide what serves this kind of call."""
-    check_arguments(x, weight, axis, out, backend, eps)
+    check_arguments(x, weight, axis, out, backend)
     if backend == "auto":
         backend = read_settings().backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
@@ -153,10 +153,9 @@ def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bo
     """Why no kernel serves these inputs; empty if one does."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if type(x) not in (torch.Tensor, torch.nn.Parameter):
-        return f"x is a {type(x).__name__}, which has operations of its own"
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return "x is under a torch.func transform"
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor is not None and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, which has operations of its own"
     if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
         return "a float64 tensor is served by PyTorch only"
     if needs_grad:
@@ -189,26 +188,23 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
 
 
 def _launching_call(
-    launch: Any, geometry: Geometry, x: torch.Tensor, weight: torch.Tensor | None, y_strides: tuple[int, ...], axis: int
+    launch: Launcher, geometry: Geometry, x: torch.Tensor, weight: torch.Tensor | None, y_strides: tuple[int, ...], axis: int
 ) -> Call:
     allocate = _allocator(x, y_strides)
-    resolve = x.dtype.is_floating_point and (geometry.x_col_stride != 1)
-    strided_weight = weight is not None and weight.stride(0) != 1 and weight.numel() > 1
 
     def call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
         y = allocate(x) if out is None else out
-        try:
-            launch(y, x, weight, eps)
-        except RuntimeError:
-            if not torch._C._functorch.is_functorch_wrapped_tensor(x):
-                raise
-            return rmsnorm_torch(x, weight, eps, axis)
+        launch(y, x, weight, eps)
         return y
 
     def odd_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
-        return call(x.resolve_neg(), None if weight is None else weight.contiguous(), eps, out)
+        if x.is_neg():
+            return rmsnorm(x.resolve_neg(), weight, eps, axis, out=out)
+        return call(x, None if weight is None else weight.resolve_neg().contiguous(), eps, out)
 
-    return odd_call if resolve or strided_weight else call
+    # Only the imaginary part of a conjugate can have a lazy minus sign, and its elements lie two apart.
+    may_be_negated = geometry.x_col_stride != 1 or geometry.cols == 1
+    return odd_call if may_be_negated or (weight is not None and weight.stride(0) != 1) else call
 
 
 def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch_invariant: bool) -> _Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -16,7 +17,17 @@ class InvalidInput(ValueError, AssertionError):
     """An argument that `rmsnorm` can't work with. The text names the value seen and what would work."""
 
 
-def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps: Any) -> None:
+def checked_eps(eps: Any) -> float:
+    """eps as a float. Raises InvalidInput."""
+    if isinstance(eps, torch.Tensor):
+        raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not float(eps) >= 0:
+        raise InvalidInput(f"eps is {eps!r}; pass a number that is not negative, such as 1e-6")
+    return float(eps)
+
+
+def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any) -> None:
+    """Raise InvalidInput for what no backend takes."""
     if not isinstance(x, torch.Tensor):
         raise InvalidInput(f"x is a {type(x).__name__}; pass a torch.Tensor")
     if x.layout != torch.strided:
@@ -29,8 +40,6 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps:
         raise InvalidInput("x has no dimensions; pass at least a vector, for example x.view(1)")
     if not -x.dim() <= axis < x.dim():
         raise InvalidInput(f"axis is {axis}, but x has {x.dim()} dimensions; use {-x.dim()} … {x.dim() - 1}")
-    if isinstance(eps, torch.Tensor):
-        raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
     cols = x.shape[axis]
     if weight is not None:
         if not isinstance(weight, torch.Tensor):
@@ -53,15 +62,27 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, eps:
 
 
 def check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Raise InvalidInput where writing to out would change what is still to be read or written."""
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
     offset = offset_if_shared(x, out)
     if offset is None:
         return
     same = offset == 0 and x.stride() == out.stride()
-    packed = x.is_contiguous() and out.is_contiguous()  # otherwise the views may interleave without an element in common
+    packed = _is_packed(x) and _is_packed(out)  # otherwise the views may interleave without an element in common
     if not same and packed and abs(offset) < x.numel() * x.element_size():
-        raise InvalidInput("out overlaps x in part; pass x itself or memory of its own")
+        raise InvalidInput(f"out overlaps x in part, strides {out.stride()} and {x.stride()}; pass x itself or memory of its own")
+
+
+def _is_packed(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlap, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def offset_if_shared(x: torch.Tensor, out: torch.Tensor) -> int | None:

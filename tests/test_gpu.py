@@ -79,6 +79,14 @@ def test_no_config_is_left_out():
     assert possible <= tested
 
 
+def test_the_fingerprint_is_what_torch_sees():
+    properties, device = torch.cuda.get_device_properties(0), describe(0)
+    assert device.name == properties.name
+    assert (device.sm_count, device.l2_bytes) == (properties.multi_processor_count, properties.L2_cache_size)
+    assert device.shared_bytes == properties.shared_memory_per_block_optin
+    assert device.arch == f"sm_{properties.major}{properties.minor}" or torch.version.hip
+
+
 def needs_memory(gigabytes: int) -> None:
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     if free < gigabytes * 2**30:

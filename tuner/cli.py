@@ -87,7 +87,7 @@ def sweep(
 
     Killed or interrupted, the same command goes on where it stopped. --rows and --cols without --workload make up the problems.
     """
-    from kernels.device import current_device, has_gpu, interpreting
+    from kernels.device import describe, has_gpu, interpreting
     from tuner import display
     from tuner.architectures import architectures
     from tuner.session import Session
@@ -104,7 +104,7 @@ def sweep(
     problems = _problems(workload or ("llm" if measures else "quick"), made_up, Filter(op, dtype, rows, cols))
     path = _database(db)
     boards = [None] if measures else [architectures()[name] for name in names]
-    sessions = [Session(board.device if board else current_device(), board, tuple(problems), path, retune, budget) for board in boards]
+    sessions = [Session(board.device if board else describe(0), board, tuple(problems), path, retune, budget) for board in boards]
     if dry_run:
         for session in sessions:
             display.message(console, display.planned(session, session.plan()))
@@ -249,11 +249,11 @@ def _run(session: Session, console: Console) -> SweepResult:
     """One session from its first line to its table."""
     from tuner import display
 
+    if session.is_done():
+        display.message(console, display.nothing_to_do(session))
+        return display.SweepResult(session, (), {}, len(session.problems), 0.0)
     with open_for_writing(session.path) as store:
         todo = session.todo(store.records(session.device.uid))
-        if not todo:
-            display.message(console, display.nothing_to_do(session))
-            return display.SweepResult(session, (), {}, len(session.problems), 0.0)
         display.message(console, display.beginning(session, len(todo)))
         progress = display.SweepProgress(console)
         started = time.monotonic()

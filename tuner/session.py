@@ -14,6 +14,7 @@ from kernels.variants import candidates
 from tuner.architectures import Architecture, target_of
 from tuner.compiling import binary_for
 from tuner.sweep import Finished, Watch, sweep_compile_only, sweep_gpu, unfinished
+from tuning_db.errors import DatabaseError
 from tuning_db.model import Device, Problem, Record, Resources, Source
 from tuning_db.store import Store, read_records
 
@@ -50,13 +51,24 @@ class Session:
         """The problems still to be done, given the device's records."""
         return list(self.problems) if self.retune else unfinished(self.problems, records, self.source)
 
+    def is_done(self) -> bool:
+        """Whether there is nothing to do, as far as the file can be read; opening it for writing mends it or says what is wrong."""
+        try:
+            return not self.todo(self._read())
+        except DatabaseError:
+            return False
+
     def plan(self) -> Plan:
         """Count the work without touching any file."""
-        records = read_records(self.path, self.device.arch)[1] if self.path.exists() else []
-        todo = self.todo([record for record in records if record.device_uid == self.device.uid])
+        todo = self.todo(self._read())
         target = target_of(self.device.arch, self.device.warp_size)
         pairs = [(problem, config) for problem in todo for config in candidates(problem, self.device)]
         return Plan(len(todo), len(pairs), len({binary_for(problem, config, target) for problem, config in pairs}))
+
+    def _read(self) -> list[Record]:
+        """The device's records; none if there is no file."""
+        records = read_records(self.path, self.device.arch)[1] if self.path.exists() else []
+        return [record for record in records if record.device_uid == self.device.uid]
 
     def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
         """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""

@@ -62,6 +62,19 @@ def split_of(args: Mapping[str, Any]) -> int:
     return -(-args["cols"] // (args["BLOCK_COLS"] * args["MAX_PIECES"]))
 
 
+def full_pieces(args: Mapping[str, Any]) -> int:
+    """How many pieces of a chunk no program has cut short: they carry no mask.
+
+    The last part of a row is the shortest, and never empty: a chunk has at most MAX_PIECES * BLOCK_COLS columns, and split_of
+    makes (split - 1) times that less than cols.
+    """
+    split = split_of(args)
+    chunk = -(-args["cols"] // split)
+    chunk = -(-chunk // args["ALIGN"]) * args["ALIGN"]
+    last = args["cols"] - (split - 1) * chunk
+    return int(min(chunk, last) // args["BLOCK_COLS"])
+
+
 @triton.jit
 def load_piece(ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
     col = start + tl.arange(0, BLOCK_COLS)
@@ -81,15 +94,12 @@ def store_piece(ptr, y, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constex
 
 
 @triton.jit
-def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, EXACT: tl.constexpr):
-    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits.
-
-    Only the last piece can be cut short by the chunk's end.
-    """
+def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
+    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
     pieces = ()
     squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
     for i in tl.static_range(PIECES):
-        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, not EXACT and i == PIECES - 1)
+        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
         pieces = pieces + (x,)
         x_f32 = x.to(tl.float32)
         squares = tl.fma(x_f32, x_f32, squares)  # written out: the compiler may not choose where to round
@@ -110,8 +120,8 @@ def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.const
     {
         "PIECES": lambda args: -(-args["cols"] // (split_of(args) * args["BLOCK_COLS"])),
         "PARTS": lambda args: max(2, next_power_of_2(split_of(args))),
-        "EXACT": lambda args: args["cols"] == split_of(args) * args["PIECES"] * args["BLOCK_COLS"],
         "ALIGN": align_elements,
+        "FULL_PIECES": full_pieces,
         "TWO_STRIDE": has_two_strides,
     }
 )
@@ -140,8 +150,8 @@ def split_row_kernel(
     WEIGHT_FIRST: tl.constexpr,
     PIECES: tl.constexpr,
     PARTS: tl.constexpr,
-    EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    FULL_PIECES: tl.constexpr,
     TWO_STRIDE: tl.constexpr,
 ):
     part = tl.program_id(0)  # the parts of a row are neighbours in launch order
@@ -151,7 +161,7 @@ def split_row_kernel(
     y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
     aligned_cols = cols // ALIGN * ALIGN
     chunk = PIECES * BLOCK_COLS
-    if not EXACT:  # near-equal chunks, each starting on an aligned column
+    if FULL_PIECES < PIECES:  # near-equal chunks, each starting on an aligned column, as in full_pieces
         chunk = tl.cdiv(tl.cdiv(cols, split), ALIGN) * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     # A row's slot: the counter, then one fp32 partial sum a part.
@@ -159,13 +169,13 @@ def split_row_kernel(
     partial_ptr = (counter_ptr + 1).to(tl.pointer_type(tl.float32), bitcast=True)
 
     start = part * chunk
-    end = tl.minimum(start + chunk, aligned_cols)
-    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, EXACT)
+    end = tl.minimum(start + chunk, aligned_cols) // ALIGN * ALIGN
+    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
     weights = ()
     if HAS_WEIGHT and WEIGHT_FIRST:
         for i in tl.static_range(PIECES):
             at = start + i * BLOCK_COLS
-            weights = weights + (load_piece(w_ptr, at, end, BLOCK_COLS, not EXACT and i == PIECES - 1),)
+            weights = weights + (load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES),)
     tl.store(partial_ptr + part, partial)
     before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
     target = before - before % split + split
@@ -185,15 +195,15 @@ def split_row_kernel(
             if HAS_WEIGHT and WEIGHT_FIRST:
                 w = weights[i]
             if HAS_WEIGHT and not WEIGHT_FIRST:
-                w = load_piece(w_ptr, at, end, BLOCK_COLS, not EXACT and i == PIECES - 1)
+                w = load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES)
             y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty)
-            store_piece(y_row_ptr, y, at, end, BLOCK_COLS, not EXACT and i == PIECES - 1)
+            store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
         parts = tl.zeros([PARTS], dtype=tl.float32)
         for other in range(split):
             other_start = other * chunk
-            other_end = tl.minimum(other_start + chunk, aligned_cols)
-            _, partial = load_chunk(x_row_ptr, other_start, other_end, BLOCK_COLS, PIECES, EXACT)
+            other_end = tl.minimum(other_start + chunk, aligned_cols) // ALIGN * ALIGN
+            _, partial = load_chunk(x_row_ptr, other_start, other_end, BLOCK_COLS, PIECES, FULL_PIECES)
             parts = tl.where(index == other, partial, parts)
         rstd = tl.rsqrt(tl.sum(parts) / cols + eps)
         for at in range(start, end, BLOCK_COLS):
