@@ -16,7 +16,9 @@ import ast
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import tokenize
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 from kernels.variants import common, looped, multi_row, split_row, strided_axis, whole_row
@@ -63,12 +65,23 @@ def source_hash(variant: str) -> str:
 
 
 def _jit_functions(module: Any) -> list[str]:
-    tree = ast.parse(inspect.getsource(module))
+    """The tokens of each Triton function. Not its syntax tree: how Python writes one down differs from version to version."""
+    source = inspect.getsource(module)
+    lines = source.splitlines(keepends=True)
     texts = []
-    for node in tree.body:
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(mark) for mark in node.decorator_list):
-            node.decorator_list = []
-            if ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-            texts.append(ast.dump(node))
+            text = "".join(lines[node.lineno - 1 : node.end_lineno])
+            first = node.body[0]
+            documented = ast.get_docstring(node) is not None
+            skipped = range(first.lineno - node.lineno + 1, (first.end_lineno or 0) - node.lineno + 2) if documented else range(0)
+            texts.append(" ".join(_tokens(text, skipped)))
     return texts
+
+
+def _tokens(text: str, skipped: range) -> Iterator[str]:
+    """What decides the meaning of `text` but for the lines of its docstring: every token, with marks for indentation."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.start[0] in skipped or token.type in (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER):
+            continue
+        yield {tokenize.INDENT: "{", tokenize.DEDENT: "}", tokenize.NEWLINE: ";"}.get(token.type, token.string)
