@@ -113,7 +113,7 @@ def stats() -> dict[str, int]:
 def forget_plans() -> None:
     """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
     _plans.clear()
-    if importlib.util.find_spec("triton") is not None:
+    if _has_triton():
         from kernels import dispatch
 
         dispatch.record_index.cache_clear()
@@ -137,7 +137,7 @@ def _prepare(
         return _torch_plan(axis, "torch_requested")
     if x.numel() == 0:
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
-    if x.device.type != "cuda" and not interpreting():
+    if x.device.type != "cuda" and not interpreting() and _has_triton():
         raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
     reason = _why_not_triton(x, weight, needs_grad)
     if reason:
@@ -149,9 +149,14 @@ def _prepare(
     return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
 
 
+def _has_triton() -> bool:
+    """Whether Triton is installed. Where it can't be (macOS, Windows) PyTorch serves every device."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
     """Why no kernel serves these inputs; empty if one does."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "Triton is not installed"
     for name, tensor in (("x", x), ("weight", weight)):
         if tensor is not None and type(tensor) not in (torch.Tensor, torch.nn.Parameter):

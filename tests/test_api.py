@@ -4,6 +4,7 @@ import importlib
 import inspect
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -653,3 +654,35 @@ def test_fenced_copy_is_a_fence():
     """The tests' own net: a read past the end of such a copy would give NaN."""
     x = fenced_copy(ones(3, 4))
     assert x.as_strided((13,), (1,), x.storage_offset())[12].isnan()
+
+
+def test_without_triton_pytorch_serves_every_device():
+    """As on macOS and Windows: the packages import, and a CPU tensor needs no backend argument."""
+    source = """
+    import importlib.abc, sys, torch
+
+    class Hidden(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "triton" or name.startswith("triton."):
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Hidden())
+    import importlib.util
+    found = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, package=None: None if name == "triton" else found(name, package)
+    import benchmarks, kernels, tuner, tuning_db
+    from kernels import InvalidInput, rmsnorm, stats
+    x = torch.randn(3, 8)
+    want = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(rmsnorm(x), want)
+    assert stats() == {"torch_requested": 1}, stats()
+    try:
+        rmsnorm(x, backend="triton")
+    except InvalidInput as error:
+        assert "not installed" in str(error)
+    else:
+        raise AssertionError("no error")
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
