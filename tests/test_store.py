@@ -516,7 +516,7 @@ def test_the_switch_to_wal_waits_for_other_creators_alone(message: str, calls: i
                 raise sqlite3.OperationalError(message)
 
     connection = Connection()
-    schema.set_wal(connection)
+    schema.set_wal(connection, 30.0)
     assert connection.executed == ["PRAGMA journal_mode = WAL"] * calls
 
 
@@ -524,8 +524,8 @@ def test_the_migration_is_one_immediate_transaction(tmp_path: Path) -> None:
     statements: list[str] = []
     connection = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
     connection.set_trace_callback(statements.append)
-    schema.migrate(connection, tmp_path / "a.db")
-    schema.migrate(connection, tmp_path / "a.db")
+    schema.migrate(connection, tmp_path / "a.db", 1.0)
+    schema.migrate(connection, tmp_path / "a.db", 1.0)
     assert [line for line in statements if line.startswith(("BEGIN", "COMMIT"))] == ["BEGIN IMMEDIATE", "COMMIT"]
     connection.close()
 

@@ -28,6 +28,9 @@ from tuning_db.model import (
 
 Noun = TypeVar("Noun")
 
+SCHEMA_VERSION = 1
+"""Of the tables that these rows are of. `tuning_db/schema.py` has as many migrations."""
+
 PROBLEM = tuple(spec.name for spec in fields(Problem))
 """The columns that say which Problem a row is about."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlite_utils
 
 from tuning_db.errors import DatabaseError
-from tuning_db.store import SCHEMA_VERSION, WRITE_TIMEOUT_S
+from tuning_db.rows import SCHEMA_VERSION
 
 NETWORK_FILESYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse", "9p", "afs", "wekafs")
 
@@ -73,13 +73,13 @@ def create_tables(database: sqlite_utils.Database) -> None:
 MIGRATIONS = (create_tables,)
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
+def migrate(connection: sqlite3.Connection, path: Path, timeout_s: float) -> None:
     """Bring the file behind an autocommit connection to SCHEMA_VERSION; any number of processes may do so at once.
 
     Raises DatabaseError if the file is of a newer version or belongs to another program.
     """
     if count_tables(connection) == 0 and is_local(path):
-        set_wal(connection)
+        set_wal(connection, timeout_s)
     if read_version(connection) == SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -107,9 +107,9 @@ def count_tables(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
-def set_wal(connection: sqlite3.Connection) -> None:
+def set_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
     """Let readers read while a writer writes, where the file system can; else the default journal serves, with short waits."""
-    deadline = time.monotonic() + WRITE_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

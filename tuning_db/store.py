@@ -14,9 +14,8 @@ from tuning_db.derive import derive_record, source_of
 from tuning_db.errors import OTHER_FILE, DatabaseError
 from tuning_db.jsonl import read_jsonl, write_jsonl
 from tuning_db.model import Device, Problem, Record, Status, Sweep, Trial
-from tuning_db.rows import PROBLEM, Noun, device_from_row, problem_values, record_from_row, row_of, trial_from_row
+from tuning_db.rows import PROBLEM, SCHEMA_VERSION, Noun, device_from_row, problem_values, record_from_row, row_of, trial_from_row
 
-SCHEMA_VERSION = 1
 READ_TIMEOUT_S = 0.2
 WRITE_TIMEOUT_S = 30.0
 
@@ -45,7 +44,7 @@ def open_for_writing(path: str | os.PathLike[str]) -> Store:
     except (OSError, sqlite3.Error) as error:
         raise DatabaseError.of_path(path, error) from error
     try:
-        schema.migrate(connection, path)
+        schema.migrate(connection, path, WRITE_TIMEOUT_S)
         connection.execute("PRAGMA foreign_keys = ON")
     except _FILE_ERRORS as error:
         connection.close()
