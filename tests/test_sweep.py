@@ -197,10 +197,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(lab: Lab, store: Store) -
     assert [record.problem for record in store.records()] == PROBLEMS[:1]
     assert {trial.problem for trial in store.trials(DEVICE.uid)} == {PROBLEMS[0]}
     lab.on_round = lambda: None
-    rest = unfinished(PROBLEMS, store.records(), Source.MEASURED)
+    rest = unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE)
     assert rest == PROBLEMS[1:]
     assert {record.problem for record in run(store, rest)} == set(PROBLEMS)
-    assert unfinished(PROBLEMS, store.records(), Source.MEASURED) == []
+    assert unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE) == []
     assert [sweep.state for sweep in store.sweeps()] == ["interrupted", "finished"]
 
 
@@ -219,6 +219,6 @@ def test_records_of_other_kernels_are_not_done(lab: Lab, store: Store) -> None:
     changed = {"revision": record.revision + 1, "source_hash": "other", "triton_version": "0", "config": Config.of("gone")}
     for name, value in changed.items():
         old = Record(**{**vars(record), name: value})
-        assert unfinished(problems, [old], Source.MEASURED) == problems, name
-    assert unfinished(problems, [record], Source.MEASURED) == []
-    assert unfinished(problems, [record], Source.MODELLED) == problems
+        assert unfinished(problems, [old], Source.MEASURED, DEVICE) == problems, name
+    assert unfinished(problems, [record], Source.MEASURED, DEVICE) == []
+    assert unfinished(problems, [record], Source.MODELLED, DEVICE) == problems

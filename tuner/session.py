@@ -49,7 +49,7 @@ class Session:
 
     def todo(self, records: Sequence[Record]) -> list[Problem]:
         """The problems still to be done, given the device's records."""
-        return list(self.problems) if self.retune else unfinished(self.problems, records, self.source)
+        return list(self.problems) if self.retune else unfinished(self.problems, records, self.source, self.device)
 
     def is_done(self) -> bool:
         """Whether there is nothing to do, as far as the file can be read; opening it for writing mends it or says what is wrong."""
@@ -86,7 +86,7 @@ class Session:
         """How many of the problems have records: of today's kernels or, with retune, of this session."""
         if self.retune:
             return sum(one.record is not None for one in finished)
-        return len(self.problems) - len(unfinished(self.problems, store.records(self.device.uid), self.source))
+        return len(self.problems) - len(unfinished(self.problems, store.records(self.device.uid), self.source, self.device))
 
     def resources(self, finished: Sequence[Finished], store: Store) -> dict[Problem, Resources]:
         """What the winners' binaries take, where that is known."""

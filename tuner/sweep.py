@@ -18,7 +18,7 @@ from kernels.dispatch import is_current, is_fresh, pick_config
 from kernels.heuristic import heuristic_config
 from kernels.launch import Launcher, build_launcher
 from kernels.reference import rmsnorm_torch
-from kernels.variants import VARIANTS, candidates, source_hash
+from kernels.variants import VARIANTS, candidates, is_legal, source_hash
 from tuner.architectures import Architecture, target_of
 from tuner.cases import EPS, Case, Tensors
 from tuner.compiling import Compiled, CompilePool, binary_for
@@ -75,9 +75,14 @@ class Finished:
 Watch: TypeAlias = Callable[[Started | Finished], None]
 
 
-def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: Source) -> list[Problem]:
-    """The problems without a record of today's kernels, in order: what a resumed sweep still has to do."""
-    done = {record.problem for record in records if record.source is source and is_todays(record)}
+def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: Source, device: Device) -> list[Problem]:
+    """The problems without a record of today's kernels and space, in order: what a resumed sweep still has to do."""
+
+    def is_done(record: Record) -> bool:
+        legal = record.config.variant == TORCH_VARIANT or is_legal(record.config, record.problem, device)
+        return record.source is source and legal and is_todays(record)
+
+    done = {record.problem for record in records if is_done(record)}
     return [problem for problem in problems if problem not in done]
 
 
