@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import triton
 
@@ -18,13 +19,15 @@ from kernels.variants import VARIANTS, is_legal, source_hash
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record
+from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Tier
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
 
 BATCH_INVARIANT_ROWS = 4096
 """With batch_invariant=True every call is looked up as if it had this many rows, so that cols alone decide the config."""
+
+MANY_ROWS = 2**30
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,18 @@ class Choice:
     pick: Pick
     launch: Launcher | None
 
+    @property
+    def served_by(self) -> str:
+        """The tier's name in lower case; `torch` where a config was picked that can't run here."""
+        return (Tier.TORCH if self.launch is None and self.pick.config.variant != TORCH_VARIANT else self.pick.tier).name.lower()
+
 
 @functools.cache
 def record_index(arch: str) -> RecordIndex:
     """All records of an architecture, read once a process. A database that can't be read is a miss and one log line."""
     layers = []
     for path in read_settings().databases:
-        if not path.exists():
+        if not os.path.exists(path):  # False, not an error, where a folder may not be searched
             if path != user_database():  # a user who never tuned has none, and that is nothing to tell
                 log.info("tuning database %s does not exist: `python -m tuner sweep` writes it", path)
             continue
@@ -62,13 +70,24 @@ def device_of(index: int) -> Device:
 
 
 def pick_config(
-    problem: Problem, device: Device, *, in_place: bool = False, config: Config | None = None, index: RecordIndex | None = None
+    problem: Problem,
+    device: Device,
+    *,
+    in_place: bool = False,
+    any_rows: bool = False,
+    config: Config | None = None,
+    index: RecordIndex | None = None,
 ) -> Pick:
-    """Ask the ladder. `config` overrides it where legal; `in_place` leaves out variants that read x after y was written."""
+    """Ask the ladder. `config` overrides it where legal.
+
+    `in_place` leaves out variants that read x after y was written, `any_rows` configs that can't serve every number of rows.
+    """
 
     def allowed(candidate: Config) -> bool:
         if candidate.variant == TORCH_VARIANT:
             return not interpreting()
+        if any_rows and not is_legal(candidate, replace(problem, rows=MANY_ROWS), device):
+            return False
         return is_legal(candidate, problem, device) and (VARIANTS[candidate.variant].IN_PLACE or not in_place)
 
     return choose(
@@ -103,8 +122,9 @@ def choose_and_prepare(
     """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes and device."""
     problem = geometry.problem(*dtypes)
     if batch_invariant:
-        problem = Problem(**{**vars(problem), "rows": BATCH_INVARIANT_ROWS})
-    pick = pick_config(problem, device_of(device_index), in_place=in_place, config=active_override())
+        # Rows at two strides are summed as those at one: how many strides there are can depend on how many rows there are.
+        problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
+    pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
     if pick.config.variant == TORCH_VARIANT:
         return Choice(problem, pick, None)
     try:

@@ -185,10 +185,10 @@ def _direct_launcher(
 ) -> Launcher:
     """Submits with integers for pointers: nothing is looked up, bound or specialised again.
 
-    Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current.
+    Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current. The
+    launcher holds the CompiledKernel, not its handle alone: newer Tritons unload a kernel that nobody holds.
     """
     submit, middle = _submission(compiled)
-    function = compiled.function
     grid_x, grid_y, grid_z = grid
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
     runtime = knobs.runtime
@@ -204,6 +204,6 @@ def _direct_launcher(
             return
         stream = raw_stream(device_index)
         scratch = (workspace(device_index, stream, grid_x, words).data_ptr(),) if words else ()
-        submit(grid_x, grid_y, grid_z, stream, function, *middle, y_ptr, x_ptr, w_ptr, *scratch, eps, *tail)
+        submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, *scratch, eps, *tail)
 
     return launch

@@ -11,8 +11,9 @@ def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis
 
     Zhang & Sennrich 2019, equation 4, with eps inside the root. Under autocast the result's dtype is still x's.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
             return rmsnorm_torch(x, weight, eps, axis)
     cols = x.shape[axis]
     if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == x.dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +16,7 @@ from kernels.geometry import Geometry, geometry_of
 from kernels.overrides import active_override
 from kernels.reference import rmsnorm_torch
 from kernels.settings import read_settings
-from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, checked_eps, offset_if_shared
+from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, checked_eps, overlap_offset
 
 if TYPE_CHECKING:
     from kernels.launch import Launcher
@@ -65,7 +66,9 @@ def rmsnorm(
         out: where to write the result: x's shape, dtype and device. May be x itself.
         backend: "auto", "triton" (an error where no kernel serves the call) or "torch" (any device, any float dtype, empty x).
             RMSNORM_BACKEND in the environment replaces "auto".
-        batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it.
+        batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it
+            (among tensors whose pointers and strides are multiples of 16 bytes, or all are not). Only for rows whose elements are
+            adjacent; slower for rows of more than 32768 elements.
 
     Returns:
         A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Inputs that require
@@ -85,8 +88,8 @@ def rmsnorm(
         key = (
             x.shape, x.stride(), x.dtype, x.get_device(), x.__class__, axis, axis.__class__, backend, batch_invariant, active_override(),
             None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device(), weight.__class__),
-            None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), offset_if_shared(x, out)),
-            torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)),
+            None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), overlap_offset(x, out), out.requires_grad),
+            torch.is_grad_enabled(), x.requires_grad or (weight is not None and weight.requires_grad),
         )  # fmt: skip
         plan = _plans.get(key)
     except (AttributeError, TypeError, RuntimeError):
@@ -131,8 +134,8 @@ def _prepare(
     if backend == "auto":
         backend = read_settings().backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-    if needs_grad and out is not None:
-        raise InvalidInput("out was given, but an input requires grad; drop out or call under torch.no_grad()")
+    if out is not None and (needs_grad or (torch.is_grad_enabled() and out.requires_grad)):
+        raise InvalidInput("out was given, but an input or out requires grad; drop out or call under torch.no_grad()")
     if backend == "torch":
         return _torch_plan(axis, "torch_requested")
     if x.numel() == 0:
@@ -151,7 +154,7 @@ def _prepare(
 
 def _has_triton() -> bool:
     """Whether Triton is installed. Where it can't be (macOS, Windows) PyTorch serves every device."""
-    return importlib.util.find_spec("triton") is not None
+    return sys.platform == "linux" and importlib.util.find_spec("triton") is not None
 
 
 def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
@@ -165,6 +168,8 @@ def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bo
         return "a float64 tensor is served by PyTorch only"
     if needs_grad:
         return "an input requires grad, which is served by PyTorch for now"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records PyTorch operations only"
     return ""
 
 
@@ -177,19 +182,23 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
 
     y_strides = _strides_like(x) if out is None else out.stride()
     geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
+    if batch_invariant and geometry is not None and geometry.layout == "strided_axis":
+        raise InvalidInput(
+            f"batch_invariant=True, but the elements along axis {axis} are {x.stride(axis)} apart; "
+            f"pass x.movedim({axis}, -1).contiguous() and axis=-1"
+        )
     if geometry is None:
         return _copying_plan(x, weight, axis, batch_invariant)
     choice = dispatch.choose_and_prepare(
         geometry,
         (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
         x.get_device(),
-        in_place=out is not None and offset_if_shared(x, out) is not None,
+        in_place=out is not None and overlap_offset(x, out) is not None,
         batch_invariant=batch_invariant,
     )
-    served_by = choice.pick.tier.name.lower()
     if choice.launch is None:
-        return _torch_plan(axis, served_by)
-    return _Plan(_launching_call(choice.launch, geometry, x, weight, y_strides, axis), served_by)
+        return _torch_plan(axis, choice.served_by)
+    return _Plan(_launching_call(choice.launch, geometry, x, weight, y_strides, axis), choice.served_by)
 
 
 def _launching_call(
@@ -198,9 +207,14 @@ def _launching_call(
     allocate = _allocator(x, y_strides)
 
     def call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
-        y = allocate(x) if out is None else out
-        launch(y, x, weight, eps)
-        return y
+        if out is None:
+            y = allocate(x)
+            launch(y, x, weight, eps)
+            return y
+        launch(out, x, weight, eps)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # so that a backward that needs the old values can tell
+        return out
 
     def odd_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, out: torch.Tensor | None) -> torch.Tensor:
         if x.is_neg():

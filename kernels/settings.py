@@ -32,7 +32,7 @@ def read_settings() -> Settings:
     backend = os.environ.get("RMSNORM_BACKEND", "auto") or "auto"
     if backend not in BACKENDS:
         raise SettingsError(f"RMSNORM_BACKEND is {backend!r}; use one of {', '.join(BACKENDS)}")
-    named = [Path(entry).expanduser() for entry in os.environ.get("RMSNORM_TUNING_DB", "").split(os.pathsep) if entry]
+    named = [Path(os.path.expanduser(entry)) for entry in os.environ.get("RMSNORM_TUNING_DB", "").split(os.pathsep) if entry]
     return Settings(backend, (*named, user_database()))
 
 

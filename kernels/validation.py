@@ -62,16 +62,38 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any) -> N
 
 
 def check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
-    """Raise InvalidInput where writing to out would change what is still to be read or written."""
+    """Raise InvalidInput where writing to out would change what is still to be read or written, as far as strides can tell."""
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
-    offset = offset_if_shared(x, out)
-    if offset is None:
+    offset = overlap_offset(x, out)
+    if offset is None or (offset == 0 and x.stride() == out.stride()):
         return
-    same = offset == 0 and x.stride() == out.stride()
-    packed = _is_packed(x) and _is_packed(out)  # otherwise the views may interleave without an element in common
-    if not same and packed and abs(offset) < x.numel() * x.element_size():
+    if x.stride() == out.stride():
+        dims = sorted(zip(x.stride(), x.shape, strict=True), reverse=True)
+        collides = offset % x.element_size() != 0 or _reaches(offset // x.element_size(), dims)
+    else:
+        collides = _is_packed(x) and _is_packed(out)  # otherwise the views may interleave without an element in common
+    if collides:
         raise InvalidInput(f"out overlaps x in part, strides {out.stride()} and {x.stride()}; pass x itself or memory of its own")
+
+
+def overlap_offset(x: torch.Tensor, out: torch.Tensor) -> int | None:
+    """Bytes from x's start to out's start if both are views of one storage and their spans overlap, else None."""
+    if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+        return None
+    offset = out.data_ptr() - x.data_ptr()
+    first = x if offset >= 0 else out
+    span = 1 + sum((size - 1) * stride for size, stride in zip(first.shape, first.stride(), strict=True))
+    return offset if abs(offset) < span * x.element_size() else None
+
+
+def _reaches(offset: int, dims: list[tuple[int, int]]) -> bool:
+    """Whether steps of these (stride, size), fewer than size in each dimension, forwards or backwards, lead offset elements away."""
+    if not dims:
+        return offset == 0
+    (stride, size), *rest = dims
+    steps = {offset // stride, -(-offset // stride)} if stride else {0}
+    return any(_reaches(offset - step * stride, rest) for step in steps if abs(step) < size)
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:
@@ -83,10 +105,3 @@ def _is_packed(tensor: torch.Tensor) -> bool:
                 return False
             expected *= size
     return True
-
-
-def offset_if_shared(x: torch.Tensor, out: torch.Tensor) -> int | None:
-    """Bytes from x's start to out's start if both are views of one storage, else None."""
-    if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-        return None
-    return out.data_ptr() - x.data_ptr()

@@ -39,7 +39,7 @@ class _Capture:
 _by_stream: dict[tuple[int, int, int], torch.Tensor] = {}
 _captures: dict[tuple[int, int], _Capture] = {}
 _slabs: dict[int, _Slab] = {}
-_retired: list[torch.Tensor] = []  # used slabs: captured graphs point into them for as long as they live
+_retired: list[torch.Tensor] = []  # used slabs, which captured graphs point into, and outgrown pieces; at most as much again as is used
 _slab_lock = threading.Lock()  # taken where a slab is cut or replaced, never by a usual call
 
 
@@ -49,7 +49,8 @@ def workspace(device_index: int, stream: int, split: int, words: int) -> torch.T
         return _captured(device_index, stream, split, words)
     piece = _by_stream.get((device_index, stream, split))
     if piece is None or piece.numel() < words:
-        # Freed memory of the smaller piece is reused on this stream only, after the kernels that still run on it.
+        if piece is not None:
+            _retired.append(piece)  # another thread may be about to launch with it
         piece = _zeros(device_index, max(MIN_WORDS, 1 << (words - 1).bit_length()))
         _by_stream[(device_index, stream, split)] = piece
     slab = _slabs.get(device_index)

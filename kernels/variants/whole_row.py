@@ -18,7 +18,7 @@ from kernels.variants.common import (
     row_start,
     scaled,
 )
-from tuning_db.model import Device, Problem, itemsize
+from tuning_db.model import NO_WEIGHT, Device, Problem, itemsize
 
 REVISION = 1
 LAYOUTS = ("contiguous", "two_stride")
@@ -32,7 +32,7 @@ MAX_ROWS = 2**30  # one program a row; a grid has less than 2**31
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
     if problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
         return False
-    if problem.w_dtype == "none" and params["weight_first"]:
+    if problem.w_dtype == NO_WEIGHT and params["weight_first"]:
         return False  # the same binary as weight_first=False
     return elements_per_thread_fit(next_power_of_2(problem.cols), itemsize(problem.x_dtype), params["num_warps"], device.warp_size)
 
