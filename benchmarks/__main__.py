@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | host`."""
+"""`python -m benchmarks run | host | accuracy`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,34 @@ from pathlib import Path
 
 import click
 
+from tuning_db.model import Problem
+
 PROVIDER_NAMES = ("tuned", "heuristic", "eager", "compile")
 
 
-@click.group(context_settings={"max_content_width": 100})
+EPILOG = "Exit codes: 0 all went well, 2 wrong usage, 5 there is no GPU."
+
+
+@click.group(epilog=EPILOG, context_settings={"max_content_width": 100})
 def main() -> None:
-    """Compare `rmsnorm` with PyTorch on this GPU. Exit code 5: no GPU."""
+    """Compare `rmsnorm` with PyTorch on this GPU."""
+
+
+def need_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
         click.echo("There is no GPU to benchmark; run this on a machine with one.", err=True)
         sys.exit(5)
+
+
+def problems_of(workload: str) -> list[Problem]:
+    from tuner.workloads import WorkloadError, load_workload
+
+    try:
+        return load_workload(workload)
+    except WorkloadError as error:
+        raise click.UsageError(str(error)) from error
 
 
 @main.command()
@@ -28,14 +45,14 @@ def main() -> None:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here as well.")
 def run(workload: str, names: tuple[str, ...], json_path: Path | None) -> None:
     """GPU time of each provider: µs, and fraction of a reference copy of the same bytes in the same rounds."""
+    problems = problems_of(workload)
+    need_gpu()
+    from benchmarks.providers import PROVIDERS
     from benchmarks.run import compare
     from kernels.dispatch import device_of
-    from tuner.workloads import WorkloadError, load_workload
 
-    try:
-        problems = load_workload(workload)
-    except WorkloadError as error:
-        raise click.UsageError(str(error)) from error
+    for name in names:
+        click.echo(f"{name:<10}{PROVIDERS[name].calls}")
     click.echo(f"{device_of(0).name} ({device_of(0).uid}); µs / fraction of the reference copy")
     click.echo(f"{'problem':<44}{'copy':>8}" + "".join(f"{name:>17}" for name in names))
     rows = []
@@ -55,6 +72,7 @@ def run(workload: str, names: tuple[str, ...], json_path: Path | None) -> None:
 @main.command()
 def host() -> None:
     """Host time of one call at 1×4096 bf16, inputs without grad, nothing synchronised inside."""
+    need_gpu()
     from benchmarks.run import host_times
 
     times = host_times()
@@ -66,11 +84,12 @@ def host() -> None:
 @click.option("--workload", default="llm", show_default=True, help="A shipped workload or a YAML file.")
 def accuracy(workload: str) -> None:
     """Error against float64 beside that of F.rms_norm, by dtypes of x and weight; and whether a second run gives the same bits."""
+    problems = problems_of(workload)
+    need_gpu()
     from benchmarks.accuracy import errors
-    from tuner.workloads import load_workload
 
     groups: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
-    for found in errors(load_workload(workload)):
+    for found in errors(problems):
         key = (found.problem.x_dtype, found.problem.w_dtype)
         groups.setdefault(key, []).append((found.tuned, found.eager, found.repeatable))
     click.echo(f"{'x':<10}{'weight':<10}{'problems':>9}{'rmsnorm':>12}{'F.rms_norm':>12}{'worst ratio':>13}{'same bits':>11}")
@@ -83,4 +102,5 @@ def accuracy(workload: str) -> None:
         )
 
 
-main()
+if __name__ == "__main__":
+    main()

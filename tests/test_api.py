@@ -33,7 +33,7 @@ from oracle import (
     random_weight,
     random_x,
 )
-from tuning_db.model import Config, Measurement, Problem, Role, Status, Sweep, Trial
+from tuning_db.model import Config, Device, Measurement, Problem, Role, Status, Sweep, Trial
 from tuning_db.store import open_for_writing
 
 ROOT = Path(__file__).parents[1]
@@ -686,3 +686,93 @@ def test_without_triton_pytorch_serves_every_device():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a forked child can't use its parent's GPU")
+def test_a_fork_works_before_and_after_the_first_call():
+    """The child of a process with and without plans finds no lock held and gets the same values."""
+    source = """
+    import os, torch
+    from kernels import rmsnorm
+    x = torch.randn(4, 64)
+
+    def in_child(want):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if torch.equal(rmsnorm(x), want if want is not None else rmsnorm(x)) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    in_child(None)
+    in_child(rmsnorm(x))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_out_bumps_the_version():
+    """A backward that needs what `out` overwrote raises, as after PyTorch's own in-place operations."""
+    a = torch.randn(3, 8, device=DEVICE, requires_grad=True)
+    b = a * 1.0
+    c = (b * b).sum()
+    with torch.no_grad():
+        rmsnorm(b, out=b)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        c.backward()
+
+
+def test_out_that_requires_grad_is_refused():
+    x = torch.randn(3, 8, device=DEVICE)
+    rmsnorm(x, out=torch.empty_like(x))
+    with pytest.raises(InvalidInput, match="requires grad"):
+        rmsnorm(x, out=torch.empty_like(x).requires_grad_())
+
+
+def test_out_slices_of_a_pool_share_a_plan():
+    pool = torch.randn(40, 4, 64, device=DEVICE)
+    forget_plans()
+    for i in range(20):
+        rmsnorm(pool[2 * i], out=pool[2 * i + 1])
+    assert sum(stats().values()) == 1
+
+
+@pytest.mark.parametrize(("rows", "cols", "refused"), [(2, 0, True), (1, -10, True), (0, 64, True), (0, 70, False), (6, 0, False)])
+def test_out_that_shares_rows_with_x(rows, cols, refused):
+    """x and out are windows of one matrix, `rows` down and `cols` right of each other."""
+    matrix = torch.randn(12, 160, device=DEVICE)
+    x, out = matrix[:6, 10:80], matrix[rows : rows + 6, 10 + cols : 80 + cols]
+    want = expected_rmsnorm(x.clone(), None)
+    if refused:
+        with pytest.raises(InvalidInput, match="overlaps"):
+            rmsnorm(x, out=out)
+    else:
+        rmsnorm(x, out=out)
+        torch.testing.assert_close(out.double(), want, rtol=1e-6, atol=0)
+
+
+def test_batch_invariant_takes_no_config_that_ends_at_some_number_of_rows():
+    device = Device("sm_80", 108, 40 << 20, 163 << 10, 2039)
+    problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", dispatch.BATCH_INVARIANT_ROWS, 65_536)
+    assert dispatch.pick_config(problem, device).config.variant == "split_row"
+    assert dispatch.pick_config(problem, device, any_rows=True).config.variant == "looped"
+
+
+def test_batch_invariant_of_a_qkv_slice_and_of_another_axis():
+    qkv = random_x((5, 3, 2, 128), torch.float32)
+    q = qkv[:, 0]
+    every = rmsnorm(q, batch_invariant=True)
+    for tokens in (1, 2, 3):
+        assert torch.equal(rmsnorm(q[:tokens], batch_invariant=True), every[:tokens])
+    with pytest.raises(InvalidInput, match="movedim"):
+        rmsnorm(qkv[0, 0], axis=0, batch_invariant=True)
+
+
+@pytest.mark.parametrize("path", ["~nobody_has_this_name/tuning.sqlite", "x" * 300])
+def test_an_odd_database_path_is_a_miss(path, monkeypatch):
+    monkeypatch.setenv("RMSNORM_TUNING_DB", path)
+    forget_plans()
+    x = random_x((3, 64), torch.float32)
+    assert_rmsnorm(rmsnorm(x), x)
+
+
+def test_meta_tensors():
+    assert rmsnorm(torch.empty(3, 8, device="meta"), backend="torch").shape == (3, 8)

@@ -13,6 +13,7 @@ import click
 
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
 from tuner import options
+from tuner.failure import Failure
 from tuner.selection import Filter
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
@@ -40,8 +41,12 @@ class Commands(click.Group):
         except click.UsageError as error:
             error.ctx = None  # else click prints three lines of usage before it
             raise
-        except (DatabaseError, WorkloadError) as error:
+        except (DatabaseError, Failure, WorkloadError) as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise click.ClickException("this command needs Triton, which is not installed here; it comes for Linux alone") from error
         except ValueError as error:
             from kernels.settings import SettingsError
 
@@ -58,7 +63,7 @@ def main() -> None:
     """Find the fastest RMSNorm kernel per shape on this GPU, and look at what is known."""
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="Tune this GPU, or compile without one.")
 @click.option("--workload", metavar="NAME|FILE", help=f"{', '.join(SHIPPED)} or a YAML file. Default: llm; quick without a GPU.")
 @options.several("--op", options.op, "Only these ops.")
 @options.dtype_option
@@ -106,15 +111,18 @@ def sweep(
     boards = [None] if measures else [architectures()[name] for name in names]
     sessions = [Session(board.device if board else describe(0), board, tuple(problems), path, retune, budget) for board in boards]
     if dry_run:
-        for session in sessions:
-            display.message(console, display.planned(session, session.plan()))
+        plans = [session.plan() for session in sessions]
+        for session, plan in zip(sessions, plans, strict=True):
+            display.message(console, display.planned(session, plan))
+        if as_json:
+            click.echo(json.dumps([{"device_uid": s.device.uid, **vars(plan)} for s, plan in zip(sessions, plans, strict=True)], indent=2))
         return
     results = [_run(session, console) for session in sessions]
     if as_json:
         click.echo(display.sweep_json(results))
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="Coverage per device, sweeps, failures.")
 @options.db_option
 def status(db: Path | None) -> None:
     """What the database covers: problems per device, op and dtype, sweeps, failed trials."""
@@ -124,7 +132,7 @@ def status(db: Path | None) -> None:
         listings.print_status(display.console(), store)
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="Records as a table.")
 @click.option("--device", metavar="UID", help="Only this device, for example sm_90-132sm-50MB-227KB-3352GBs.")
 @options.dtype_option
 @options.cols_option
@@ -153,7 +161,7 @@ def show(
     listings.print_records(display.console(), records)
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="Which config would run, and why.")
 @click.argument("rows", type=click.IntRange(min=1))
 @click.argument("cols", type=click.IntRange(min=1))
 @click.option("--dtype", default="bfloat16", show_default=True, callback=options.one(options.dtype), help="Of x and y.")
@@ -166,6 +174,8 @@ def explain(rows: int, cols: int, dtype: str, weight: str, layout: str, inner_ro
     """What rmsnorm would run for ROWS x COLS, and on what evidence."""
     if (inner_rows is not None) != (layout == "strided_axis"):
         raise click.UsageError("--inner-rows goes with --layout strided_axis, and that needs it")
+    if inner_rows is not None and rows % inner_rows:
+        raise click.UsageError(f"--inner-rows {inner_rows} does not divide {rows} rows; name a divisor")
     from kernels.device import current_device, has_gpu
     from kernels.settings import read_settings
     from tuner import display, listings
@@ -182,7 +192,7 @@ def explain(rows: int, cols: int, dtype: str, weight: str, layout: str, inner_ro
         listings.print_explanation(display.console(), explanation, assumed, read_settings().backend)
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="Records as JSON Lines.")
 @click.option("--arch", help="Only records of this architecture.")
 @click.option("--output", type=options.path, help="Write to this file instead of stdout.")
 @options.db_option
@@ -201,7 +211,7 @@ def export(arch: str | None, output: Path | None, db: Path | None) -> None:
         raise click.ClickException(f"can't write {output}: {error.strerror}") from error
 
 
-@main.command("import", epilog=EPILOG)
+@main.command("import", epilog=EPILOG, short_help="Take in JSON Lines or databases.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @options.db_option
 def import_files(files: tuple[Path, ...], db: Path | None) -> None:
@@ -219,7 +229,7 @@ def import_files(files: tuple[Path, ...], db: Path | None) -> None:
             click.echo(f"{file}: {added} taken into {store.path}")
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="GPUs and devices that are known.")
 def devices() -> None:
     """The GPUs here, the devices in the databases, the architectures that can be compiled for."""
     from kernels.device import describe, gpu_count
@@ -231,7 +241,7 @@ def devices() -> None:
         listings.print_devices(display.console(), [describe(index) for index in range(gpu_count())], stores)
 
 
-@main.command(epilog=EPILOG)
+@main.command(epilog=EPILOG, short_help="What is wrong with this machine.")
 def doctor() -> None:
     """Check GPU, versions, databases, packages and environment; exit code 1 if something needs a cure."""
     from tuner.doctor import examine

@@ -36,14 +36,16 @@ def print_status(console: Console, store: Store) -> None:
         console.print(made)
         trials = store.outcomes(device.uid)
         failed = ", ".join(f"{number} {status.value}" for status, number in trials.items() if status is not Status.OK)
-        message(console, f"{count(sum(trials.values()), 'trial')}, failed: {failed or 'none'}.")
+        if trials:
+            message(console, f"{count(sum(trials.values()), 'trial')}, failed: {failed or 'none'}.")
         console.print()
     made = table("Sweeps", "started", "state", "arch", "arguments", right=("started", "state"))
     for sweep in sweeps:
         state = "running, or killed" if sweep.state == "running" else sweep.state
         arch = sweep.device_uid.partition("-")[0]
         made.add_row(moment(sweep.started_at), state, arch, " ".join(json.loads(sweep.argv)))
-    console.print(made)
+    if sweeps:
+        console.print(made)
     message(console, f"in {store.path}")
 
 

@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
+from tuning_db.derive import TIE
+
 Name = TypeVar("Name")
 Samples: TypeAlias = dict[Name, list[float]]
 
 MIN_ROUNDS = 3
 MAX_ROUNDS = 9
-TIE = 1.01
-"""Within 1 % two configs count as equally fast."""
 HOPELESS = 1.25
 """Slower than this in the first round: out at once, before any statistics."""
 

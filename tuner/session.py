@@ -13,14 +13,11 @@ import torch
 from kernels.variants import candidates
 from tuner.architectures import Architecture, target_of
 from tuner.compiling import binary_for
+from tuner.failure import Failure
 from tuner.sweep import Finished, Watch, sweep_compile_only, sweep_gpu, unfinished
 from tuning_db.errors import DatabaseError
 from tuning_db.model import Device, Problem, Record, Resources, Source
 from tuning_db.store import Store, read_records
-
-
-class Failure(Exception):
-    """A sweep could not go on; the message says why and what helps."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ def parse_workload(text: str, origin: str) -> list[Problem]:
     problems: dict[Problem, None] = {}
     for block in blocks.value:
         problems.update(dict.fromkeys(_block_problems(block, origin)))
+    if not problems:
+        raise WorkloadError(f"{origin}: no combination is left: rows must be multiples of inner_rows, and max_elements must allow some")
     return list(problems)
 
 
@@ -90,6 +92,8 @@ def _mapping(node: Any, origin: str, what: str, known: tuple[str, ...]) -> dict[
     for key, value in node.value:
         if key.value not in known:
             raise WorkloadError(f"{origin}, line {key.start_mark.line + 1}: unknown key `{key.value}`; use {', '.join(known)}")
+        if key.value in found:
+            raise WorkloadError(f"{origin}, line {key.start_mark.line + 1}: key `{key.value}` stands twice; keep one")
         found[key.value] = value
     return found
 
