@@ -12,7 +12,7 @@ def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis
     Zhang & Sennrich 2019, equation 4, with eps inside the root. Under autocast the result's dtype is still x's.
     """
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if not x.is_meta and torch.is_autocast_enabled(device):  # there is no autocast for meta tensors to ask about
         with torch.autocast(device, enabled=False):
             return rmsnorm_torch(x, weight, eps, axis)
     cols = x.shape[axis]

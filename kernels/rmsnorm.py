@@ -180,7 +180,7 @@ def _torch_plan(axis: int, served_by: str) -> _Plan:
 def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool) -> _Plan:
     from kernels import dispatch
 
-    y_strides = _strides_like(x) if out is None else out.stride()
+    y_strides = (torch.empty_like(x) if out is None else out).stride()
     geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
     if batch_invariant and geometry is not None and geometry.layout == "strided_axis":
         raise InvalidInput(
@@ -235,11 +235,6 @@ def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch
         return _into(out, inner.call(x.contiguous(), weight, eps, None))
 
     return _Plan(call, inner.served_by)
-
-
-def _strides_like(x: torch.Tensor) -> tuple[int, ...]:
-    """The strides that `torch.empty_like(x)` has."""
-    return torch.empty_like(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")).stride()
 
 
 def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,7 +1,6 @@
 """What every test gets: Triton's interpreter where there is no GPU, a data directory of its own, and no plans of another test."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the user's settings or database, nor what another test looked up."""
+    """No test sees the user's settings or database, the shipped records of the GPU it runs on, or what another test looked up."""
     monkeypatch.delenv("RMSNORM_TUNING_DB", raising=False)
     monkeypatch.delenv("RMSNORM_BACKEND", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    public = sys.modules.get("kernels.rmsnorm")
-    if public is not None:
-        public.forget_plans()
+    from kernels import dispatch
+    from kernels.rmsnorm import forget_plans
+
+    monkeypatch.setattr(dispatch, "shipped_records", lambda _: ([], []))
+    forget_plans()

@@ -444,7 +444,8 @@ def test_func_grad(planned):
     got = torch.func.grad(lambda x: (rmsnorm(x) * direction).sum())(x)
     plain = x.clone().requires_grad_()
     (rmsnorm(plain, backend="torch") * direction).sum().backward()
-    assert torch.equal(got, plain.grad)
+    # Two ways to the same difference of two terms, each rounded some 30 times in fp32.
+    assert (got - plain.grad).abs().max() <= 64 * 2.0**-24 * plain.grad.abs().max()
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
@@ -588,7 +589,7 @@ def test_a_second_call_opens_and_imports_nothing():
     assert finished.stdout == "[] set()\n"
 
 
-@pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\x00" + b"\xff" * 5000, b""])
+@pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\x00" + b"\xff" * 5000, b""], ids=["text", "damaged", "empty"])
 def test_a_bad_database_is_a_miss_and_one_line(content, tmp_path, monkeypatch, caplog):
     path = tmp_path / "bad.sqlite"
     path.write_bytes(content)

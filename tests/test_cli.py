@@ -269,11 +269,7 @@ def test_show_filters(in_process: CliRunner) -> None:
         assert json.loads(invoke(in_process, "show", "--json", *nothing).output) == []
 
 
-def test_explain_gives_the_record_and_what_came_without_it(in_process: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels import dispatch
-
-    monkeypatch.setattr(dispatch, "shipped_records", lambda _: ([], []))  # else measured records of sm_90 come first
-    dispatch.record_index.cache_clear()
+def test_explain_gives_the_record_and_what_came_without_it(in_process: CliRunner) -> None:
     (record, other) = json.loads(invoke(in_process, "show", "--json").output)
     explained = json.loads(invoke(in_process, "explain", "1", "512", "--arch", "sm_90", "--json").output)
     assert explained["assumed_device"] is True
