@@ -8,43 +8,56 @@ from kernels.geometry import geometry_of_problem
 from kernels.launch import kernel_arguments
 from kernels.variants import VARIANTS
 from tuner.architectures import Architecture
-from tuning_db.model import Config, Measurement, Problem, Resources, itemsize
+from tuning_db.model import NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
 
 POLICY = "model-1"
 
-LATENCY_US = 0.8
-"""From a load to its data under load; H100."""
-LAUNCH_US = 1.2
+LAUNCH_US = 1.0
 """An empty kernel in a graph; H100."""
-ARRIVAL_US = 1.6
-"""What publishing and awaiting the partial sums of a split row takes; H100, 1 × 131072."""
+LATENCY_US = 0.7
+"""From a program's start to its first data under load; H100."""
+THREAD_ELEMENT_US = 0.02
+"""What each element of a thread adds to its program: load, square, scale, store, with the other programs of the SM at work; H100."""
+LATE_WEIGHT_US = 0.2
+"""What loading the weight after the reduction adds to a program; H100."""
+ARRIVAL_US = 1.0
+"""What publishing and awaiting the partial sums of a split row adds to a program; H100."""
+SECTOR_BYTES = 32
+"""The least that a load brings from memory."""
+SHARPNESS = 4
+"""Of the corner between latency-bound and bandwidth-bound: the p of a p-norm."""
 
 
 def estimate_us(problem: Problem, config: Config, resources: Resources, architecture: Architecture) -> float:
-    """Launch floor plus bytes over the bandwidth that the bytes in flight allow (Little's law), in whole waves if they are few."""
+    """Launch floor, and the larger of two times with a rounded corner: bytes over bandwidth, and programs over how many run at once."""
     device = architecture.device
     geometry = geometry_of_problem(problem)
     arguments = kernel_arguments(config, geometry, ptx=architecture.target.backend == "cuda")
     programs = math.prod(VARIANTS[config.variant].grid(arguments))
     threads = int(config.params["num_warps"]) * device.warp_size
-    resident = min(architecture.registers_per_sm // (threads * max(resources.registers, 16)), architecture.threads_per_sm // threads)
-    resident = max(1, min(resident, 32))
-
-    x_bytes = geometry.rows * geometry.cols * itemsize(problem.x_dtype)
-    held_bytes = min(x_bytes / programs, _tile_elements(arguments) * itemsize(problem.x_dtype))
+    by_registers = architecture.registers_per_sm // (threads * max(resources.registers, 16))
+    resident = max(1, min(by_registers, architecture.threads_per_sm // threads, 32))
     running = min(programs, resident * device.sm_count)
-    bytes_per_us = device.bandwidth_gbs * 1e3
-    in_flight = running * held_bytes
-    speed = min(1.0, in_flight / (bytes_per_us * LATENCY_US))
 
-    moved = problem.bytes_moved
+    size = itemsize(problem.x_dtype)
+    x_bytes = geometry.rows * geometry.cols * size
+    blocks = ("BLOCK_COLS", "BLOCK_INNER", "ROWS_PER_PROGRAM", "PIECES")
+    held = math.prod(int(arguments.get(name, 1)) for name in blocks)  # masked lanes take their time as well
+    passes = max(1.0, x_bytes / size / programs / held)
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
+    turns = passes * (2 if reads_twice else 1)
+    program_us = turns * (LATENCY_US + held / threads * THREAD_ELEMENT_US)
+    program_us += ARRIVAL_US if config.variant == "split_row" else 0.0
+    program_us += LATE_WEIGHT_US if problem.w_dtype != NO_WEIGHT and config.params.get("weight_first") is False else 0.0
+
+    moved = float(problem.bytes_moved)
+    if config.variant == "strided_axis":
+        moved *= max(1.0, SECTOR_BYTES / (size * int(arguments["BLOCK_INNER"])))
     if reads_twice and running * x_bytes / programs > device.l2_bytes / 2:
         moved += x_bytes
-    waves = programs / (resident * device.sm_count)
-    quantised = math.ceil(waves) / waves if 1 < waves < 4 else 1.0
-    arrival = ARRIVAL_US if config.variant == "split_row" else 0.0
-    return LAUNCH_US + LATENCY_US + arrival + moved / (bytes_per_us * speed) * quantised
+    bandwidth_bound = moved / (device.bandwidth_gbs * 1e3)
+    latency_bound = program_us * max(1.0, programs / running)
+    return LAUNCH_US + math.hypot(bandwidth_bound ** (SHARPNESS / 2), latency_bound ** (SHARPNESS / 2)) ** (2 / SHARPNESS)
 
 
 def modelled(problem: Problem, config: Config, resources: Resources, architecture: Architecture) -> Measurement:
@@ -52,9 +65,3 @@ def modelled(problem: Problem, config: Config, resources: Resources, architectur
     time_us = estimate_us(problem, config, resources, architecture)
     copy_us = LAUNCH_US + LATENCY_US + problem.bytes_moved / (architecture.device.bandwidth_gbs * 1e3)
     return Measurement(POLICY, time_us, time_us, time_us, copy_us / time_us, rounds=0)
-
-
-def _tile_elements(arguments: dict[str, int]) -> int:
-    """Elements of x that a program can have in flight: its block, or everything it holds where there is no loop over blocks."""
-    elements = math.prod(arguments.get(name, 1) for name in ("BLOCK_COLS", "BLOCK_INNER", "ROWS_PER_PROGRAM", "PIECES"))
-    return int(elements)
