@@ -79,7 +79,7 @@ def _gpus() -> Iterator[Finding]:
                 cure = "check nvidia-smi or rocminfo, and CUDA_VISIBLE_DEVICES"
             yield Finding("gpu", "there is one, but torch does not see it", cure)
         else:
-            yield Finding("gpu", "none: `sweep` compiles only, rmsnorm serves CPU tensors by PyTorch")
+            yield Finding("gpu", 'none: `sweep` compiles only, and rmsnorm takes CPU tensors with backend="torch"')
 
 
 def _databases() -> Iterator[Finding]:
