@@ -19,7 +19,7 @@ from kernels.variants import VARIANTS, is_legal, source_hash
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Tier
+from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Tier, Trial
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
@@ -101,7 +101,7 @@ def pick_config(
     )
 
 
-def is_current(record: Record) -> bool:
+def is_current(record: Record | Trial) -> bool:
     """Whether the variant still exists, with the revision that the record was made with."""
     if record.config.variant == TORCH_VARIANT:
         return True
@@ -109,7 +109,7 @@ def is_current(record: Record) -> bool:
     return variant is not None and record.revision == variant.REVISION
 
 
-def is_fresh(record: Record) -> bool:
+def is_fresh(record: Record | Trial) -> bool:
     """Whether a current record is of today's kernel source and Triton; a stale one is used, but yields to a fresh one."""
     if record.triton_version != triton.__version__:
         return False

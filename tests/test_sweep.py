@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from kernels.heuristic import heuristic_config
 from kernels.variants import candidates
 from tuner import sweep as pipeline
 from tuner.compiling import Compiled
+from tuner.failure import Failure
 from tuner.sweep import Finished, Started, sweep_gpu, unfinished
 from tuning_db.model import Config, Device, Problem, Record, Resources, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
@@ -33,6 +35,7 @@ class Lab:
         self.compiled: dict[str, Compiled] = {}
         self.built: set[Config] = set()
         self.timed: set[Config] = set()
+        self.crash: Config | None = None
         self.on_round: Callable[[], None] = lambda: None
 
     def time_us(self, config: Config) -> float:
@@ -66,6 +69,8 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
             pass
 
         def fault(self, launcher: Any) -> str:
+            if launcher.config == lab.crash:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access\nCompile with …")
             return lab.faults.get(launcher.config, "")
 
     class FakeBench:
@@ -161,6 +166,20 @@ def test_where_no_config_gets_through_pytorch_is_the_winner(lab: Lab, store: Sto
     (record,) = run(store, watch=events.append)
     assert record.config == Config.of("torch")
     assert events[-1] == Finished(PROBLEMS[1], record, len(lab.built) + 1, len(lab.built))
+
+
+def test_a_crash_is_recorded_and_left_out_from_then_on(lab: Lab, store: Store) -> None:
+    lab.crash = FIRST
+    with pytest.raises(Failure, match=r" broke the GPU's context \(CUDA error: an illegal memory access\)"):
+        run(store)
+    (trial,) = (trial for trial in store.trials(DEVICE.uid) if trial.status is Status.CRASHED)
+    assert (trial.config, trial.problem) == (FIRST, PROBLEMS[1])
+    assert not lab.timed
+    assert [sweep.state for sweep in store.sweeps()] == ["interrupted"]
+    lab.built.clear()
+    (record,) = run(store)
+    assert record.config != FIRST
+    assert FIRST not in lab.built
 
 
 def test_an_incumbent_stays_inside_the_tie_band_and_falls_beyond(lab: Lab, store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,6 +22,7 @@ from kernels.variants import VARIANTS, candidates, is_legal, source_hash
 from tuner.architectures import Architecture, target_of
 from tuner.cases import EPS, Case, Tensors
 from tuner.compiling import Compiled, CompilePool, binary_for
+from tuner.failure import Failure
 from tuner.measure import Bench, measurement
 from tuner.model import modelled
 from tuner.race import Samples, median_interval, race
@@ -86,15 +87,19 @@ def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: S
     return [problem for problem in problems if problem not in done]
 
 
-def is_todays(record: Record) -> bool:
-    """Whether the record was made with today's kernels and Triton."""
+def is_todays(record: Record | Trial) -> bool:
+    """Whether the record or trial was made with today's kernels and Triton."""
     return is_current(record) and is_fresh(record)
 
 
 def sweep_gpu(
     problems: Sequence[Problem], device: Device, index: int, store: Store, argv: Sequence[str], watch: Watch, budget_s: float | None
 ) -> None:
-    """Tune each problem on GPU `index` and commit it. Stops after `budget_s` seconds, between two problems."""
+    """Tune each problem on GPU `index` and commit it. Stops after `budget_s` seconds, between two problems.
+
+    Raises Failure where a kernel breaks the GPU's context, which ends what this process can do. The crash is recorded, and the next
+    sweep leaves that config out.
+    """
     target = target_of(device.arch, device.warp_size)
     gpu = torch.device("cuda", index)
     started = time.monotonic()
@@ -102,11 +107,17 @@ def sweep_gpu(
         for problem in problems:
             pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
         known = RecordIndex([(str(store.path), [device], store.records(device.uid))])
+        crashed = {trial.config for trial in store.crashes(device.uid) if is_todays(trial)}
         for number, problem in enumerate(problems):
             if budget_s is not None and time.monotonic() - started > budget_s:
                 break
             watch(Started(problem, number, len(problems), *pool.progress))
-            trials = _Tuning(problem, device, gpu, sweep_uid, known).run(pool)
+            tuning = _Tuning(problem, device, gpu, sweep_uid, known, crashed)
+            try:
+                trials = tuning.run(pool)
+            except Failure:
+                store.add_trials(tuning.book.trials)
+                raise
             watch(_commit(store, problem, trials))
 
 
@@ -184,8 +195,10 @@ class _TrialBook:
 class _Tuning:
     """Tunes one problem on one GPU."""
 
-    def __init__(self, problem: Problem, device: Device, gpu: torch.device, sweep_uid: str, known: RecordIndex) -> None:
-        self.problem, self.device = problem, device
+    def __init__(
+        self, problem: Problem, device: Device, gpu: torch.device, sweep_uid: str, known: RecordIndex, crashed: Collection[Config]
+    ) -> None:
+        self.problem, self.device, self.crashed = problem, device, crashed
         self.case = Case(problem, gpu)
         self.book = _TrialBook(problem, device, sweep_uid)
         self.launchers: dict[Config, Launcher] = {}
@@ -204,6 +217,8 @@ class _Tuning:
     def _build(self, pool: CompilePool) -> None:
         target = target_of(self.device.arch, self.device.warp_size)
         for config in candidates(self.problem, self.device):
+            if config in self.crashed:
+                continue
             compiled: Compiled = pool.result(binary_for(self.problem, config, target))
             if compiled.status is not Status.OK:
                 self.book.add(config, compiled.status, error=compiled.error, resources=compiled.resources)
@@ -217,7 +232,13 @@ class _Tuning:
     def _verify(self) -> None:
         verifier = Verifier(self.case)
         for config, launcher in list(self.launchers.items()):
-            fault = verifier.fault(launcher)
+            try:
+                fault = verifier.fault(launcher)
+            except torch.AcceleratorError as error:
+                what = str(error).partition("\n")[0]
+                self.book.add(config, Status.CRASHED, error=what, resources=self.resources[config])
+                cure = "that is recorded, and the same command goes on without that config"
+                raise Failure(f"{config} on {self.problem} broke the GPU's context ({what}): {cure}") from error
             if fault:
                 self.book.add(config, Status.WRONG, error=fault, resources=self.resources[config])
                 del self.launchers[config]
