@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from kernels import override, rmsnorm
 from kernels.heuristic import heuristic_config
+from kernels.reference import rmsnorm_torch
 from tuner.cases import EPS, Case, Tensors
 from tuning_db.model import Device
 
@@ -44,17 +45,10 @@ def _heuristic(case: Case, device: Device) -> Launch:
 
 def _rms_norm(case: Case) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """What a PyTorch user writes for this case: over the last axis F.rms_norm, over another the formula."""
-    cols = case.problem.cols
-
-    def last_axis(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        return F.rms_norm(x, (cols,), weight, EPS).to(x.dtype)
-
-    def other_axis(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        wide = x.float()
-        y = wide * torch.rsqrt(wide.square().mean(case.axis, keepdim=True) + EPS)
-        return (y if weight is None else y * weight.float()[:, None]).to(x.dtype)
-
-    return last_axis if case.axis == -1 else other_axis
+    if case.axis == -1:
+        cols = case.problem.cols
+        return lambda x, weight: F.rms_norm(x, (cols,), weight, EPS).to(x.dtype)
+    return lambda x, weight: rmsnorm_torch(x, weight, EPS, case.axis)
 
 
 def _eager(case: Case, _: Device) -> Launch:

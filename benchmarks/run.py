@@ -49,13 +49,7 @@ def compare(problems: Sequence[Problem], names: Sequence[str], index: int = 0) -
             else:
                 bench.enter(name, launch)
         entered = [name for name in names if name not in missing]
-        samples: dict[str, list[float]] = {name: [] for name in entered}
-        reference: list[float] = []
-        for turn in range(ROUNDS):
-            times = bench.round([entered[(turn + i) % len(entered)] for i in range(len(entered))])
-            reference.append(times.pop("reference"))
-            for name in entered:
-                samples[name].append(times[name])
+        samples, reference = bench.rounds(entered, ROUNDS)
         measured = {name: measurement(samples[name], reference) for name in entered}
         yield Row(problem, statistics.median(reference), measured, missing)
 

@@ -28,13 +28,13 @@ BATCH_INVARIANT_ROWS = 4096
 """With batch_invariant=True every call is looked up as if it had this many rows, so that cols alone decide the config."""
 
 MANY_ROWS = 2**30
+"""A config that is legal at so many rows can serve any number."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """What the ladder answered for one kind of call, and the launch it prepared (None: PyTorch runs)."""
 
-    problem: Problem
     pick: Pick
     launch: Launcher | None
 
@@ -126,11 +126,11 @@ def choose_and_prepare(
         problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
     pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
     if pick.config.variant == TORCH_VARIANT:
-        return Choice(problem, pick, None)
+        return Choice(pick, None)
     try:
         launch = build_launcher(pick.config, geometry, dtypes, device_index)
     except triton.runtime.errors.OutOfResources as error:
         # A modelled or neighbour's config can ask for more than this board has.
         log.warning("%s can't run on this GPU (%s); PyTorch serves %s", pick.config, error, problem)
-        return Choice(problem, pick, None)
-    return Choice(problem, pick, launch)
+        return Choice(pick, None)
+    return Choice(pick, launch)

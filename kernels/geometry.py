@@ -30,16 +30,13 @@ class Geometry:
 
     def problem(self, x_dtype: str, w_dtype: str, y_dtype: str) -> Problem:
         """The Problem of this call of `rmsnorm`: rows and inner rows bucketed, strides forgotten."""
-        return Problem(
-            op="rmsnorm",
-            x_dtype=x_dtype,
-            w_dtype=w_dtype,
-            y_dtype=y_dtype,
-            rows=bucket_rows(self.rows),
-            cols=self.cols,
-            layout=self.layout,
-            inner_rows=bucket_rows(self.inner_rows) if self.layout == "strided_axis" else 1,
-        )
+        return problem_of(self.layout, self.rows, self.cols, self.inner_rows, (x_dtype, w_dtype, y_dtype))
+
+
+def problem_of(layout: str, rows: int, cols: int, inner_rows: int, dtypes: tuple[str, str, str]) -> Problem:
+    """The one place that makes a Problem of a call's numbers. dtypes are those of x, w (or `none`) and y."""
+    interleaved = bucket_rows(inner_rows) if layout == "strided_axis" else 1
+    return Problem("rmsnorm", *dtypes, bucket_rows(rows), cols, layout, interleaved)
 
 
 def geometry_of(shape: Sequence[int], x_strides: Sequence[int], y_strides: Sequence[int], axis: int) -> Geometry | None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks.__main__ import PROVIDER_NAMES
 from benchmarks.__main__ import main as benchmarks_main
+from benchmarks.providers import PROVIDERS
 from kernels import settings
 from tuner.cli import main as tuner_main
 from tuner.workloads import SHIPPED
@@ -63,3 +65,7 @@ def test_the_two_commands_stand_on_the_first_screen():
     first_screen = "\n".join(TEXTS["README.md"].splitlines()[:45])
     assert "python -m pip install -e . && python -m tuner sweep" in first_screen
     assert 'python -m pip install -e ".[test]" && pytest' in first_screen
+
+
+def test_the_command_line_knows_every_provider():
+    assert tuple(PROVIDERS) == PROVIDER_NAMES

@@ -15,6 +15,7 @@ from kernels.variants import candidates
 from tuner import sweep as pipeline
 from tuner.compiling import Compiled
 from tuner.failure import Failure
+from tuner.measure import Bench
 from tuner.sweep import Finished, Started, sweep_gpu, unfinished
 from tuning_db.model import Config, Device, Problem, Record, Resources, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
@@ -75,6 +76,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
 
     class FakeBench:
         launches = 8
+        rounds = Bench.rounds
 
         def __init__(self, case: object, device: Device, seed: int) -> None:
             pass

@@ -9,7 +9,7 @@ import torch
 
 from kernels.launch import Launcher
 from tuner.cases import EPS, Case, Tensors
-from tuner.race import median_interval
+from tuner.race import Name, median_interval
 from tuner.reference_copy import reference_copy
 from tuning_db.model import Device, Measurement
 
@@ -39,10 +39,9 @@ class Bench:
         self.launches = max(MIN_LAUNCHES, min(MAX_LAUNCHES, math.ceil(GRAPH_US / floor_us)))
         rotating = max(2, math.ceil(COLD_L2S * device.l2_bytes / case.set_bytes))
         self.sets = case.sets(min(rotating, self.launches), seed)
-        self.spans_l2 = len(self.sets) * case.set_bytes >= COLD_L2S * device.l2_bytes
         # Read, not written: dirty lines would be written back while the next entrant is timed.
         self._other_data = None
-        if not self.spans_l2:
+        if len(self.sets) * case.set_bytes < COLD_L2S * device.l2_bytes:
             assert len(self.sets) == self.launches, "a set would be touched twice without leaving L2"
             self._other_data = torch.zeros(COLD_L2S * device.l2_bytes // 4, dtype=torch.int32, device=case.device)
         self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, int]] = {}
@@ -61,7 +60,8 @@ class Bench:
                 kept[i % len(self.sets)] = launch(self.sets[i % len(self.sets)])
         self._alive.append(kept)
         self._graphs[name] = (graph, count)
-        self._replay(graph)
+        graph.replay()
+        torch.cuda.synchronize()
 
     def enter_launcher(self, name: object, launcher: Launcher) -> None:
         """Enter what the runtime would launch."""
@@ -84,9 +84,17 @@ class Bench:
         times = [start.elapsed_time(end) * 1e3 / count for start, end, count in marks]
         return {**dict(zip(laps[1:-1], times[1:-1], strict=True)), "reference": (times[0] + times[-1]) / 2}
 
-    def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
-        graph.replay()
-        torch.cuda.synchronize()
+    def rounds(self, names: Sequence[Name], count: int) -> tuple[dict[Name, list[float]], list[float]]:
+        """Times of `count` rounds by name, and the reference's. Each round begins with the next name, and nobody is dropped."""
+        samples: dict[Name, list[float]] = {name: [] for name in names}
+        reference = []
+        for turn in range(count):
+            first = turn % len(names) if names else 0
+            times = self.round([*names[first:], *names[:first]])
+            reference.append(times["reference"])
+            for name in names:
+                samples[name].append(times[name])
+        return samples, reference
 
 
 def measurement(own: Sequence[float], reference: Sequence[float]) -> Measurement:

@@ -266,7 +266,7 @@ class _Tuning:
                 bench.enter(TORCH, self._torch, max(2, bench.launches // 4))
             else:
                 bench.enter_launcher(config, self.launchers[config])
-        samples, reference = _raced(bench, list(roles), rounds=FINAL_ROUNDS)
+        samples, reference = bench.rounds(list(roles), FINAL_ROUNDS)
         for config, own_roles in roles.items():
             timed = measurement(samples[config], reference)
             for role in own_roles:
@@ -276,8 +276,8 @@ class _Tuning:
         return rmsnorm_torch(tensors.x, tensors.weight, EPS, self.case.axis)
 
 
-def _raced(bench: Bench, configs: list[Config], rounds: int | None = None) -> tuple[Samples[Config], list[float]]:
-    """Samples by config and the reference's time of each round. With `rounds`, that many and nobody is dropped."""
+def _raced(bench: Bench, configs: list[Config]) -> tuple[Samples[Config], list[float]]:
+    """Samples by config, fewer of those that were dropped, and the reference's time of each round."""
     reference: list[float] = []
 
     def sample_round(order: Sequence[Config]) -> dict[Config, float]:
@@ -285,14 +285,7 @@ def _raced(bench: Bench, configs: list[Config], rounds: int | None = None) -> tu
         reference.append(times.pop("reference"))
         return {config: times[config] for config in order}
 
-    if rounds is None:
-        return race(configs, sample_round), reference
-    samples: Samples[Config] = {config: [] for config in configs}
-    for turn in range(rounds):
-        order = configs[turn % len(configs) :] + configs[: turn % len(configs)]
-        for config, value in sample_round(order).items():
-            samples[config].append(value)
-    return samples, reference
+    return race(configs, sample_round), reference
 
 
 def _commit(store: Store, problem: Problem, trials: list[Trial]) -> Finished:

@@ -9,9 +9,13 @@ from typing import Any, TypeAlias
 import triton
 import triton.language as tl
 
-from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem, bucket_rows
+from kernels.geometry import problem_of
+from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem
 
 IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
+
+ROW_INTEGERS = ("rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride")
+"""Arguments of every kernel, `do_not_specialize`d: their values compile nothing."""
 
 VECTOR_BYTES = 16
 """The widest load a thread issues on NVIDIA and AMD GPUs alike."""
@@ -66,6 +70,15 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+WHOLE_ROWS = {
+    "BLOCK_COLS": lambda args: next_power_of_2(args["cols"]),
+    "EXACT": lambda args: next_power_of_2(args["cols"]) == args["cols"],
+    "ALIGN": align_elements,
+    "TWO_STRIDE": has_two_strides,
+}
+"""`triton.heuristics` of the kernels that hold whole rows."""
+
+
 def elements_per_thread_fit(elements: int, itemsize: int, num_warps: int, warp_size: int) -> bool:
     """Whether a tile gives each thread at least one full vector (or is a single warp's) and at most 64 elements in registers."""
     per_thread = elements // (num_warps * warp_size)
@@ -100,13 +113,6 @@ def problem_of_call(args: Mapping[str, Any]) -> Problem:
         layout = "strided_axis"
     else:
         layout = "two_stride" if has_two_strides(args) else "contiguous"
-    return Problem(
-        op="rmsnorm",
-        x_dtype=str(args["x_ptr"].dtype).removeprefix("torch."),
-        w_dtype=NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch."),
-        y_dtype=str(args["y_ptr"].dtype).removeprefix("torch."),
-        rows=bucket_rows(args["rows"]),
-        cols=args["cols"],
-        layout=layout,
-        inner_rows=bucket_rows(args["inner_rows"]) if layout == "strided_axis" else 1,
-    )
+    x_dtype, y_dtype = (str(args[name].dtype).removeprefix("torch.") for name in ("x_ptr", "y_ptr"))
+    w_dtype = NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch.")
+    return problem_of(layout, args["rows"], args["cols"], args["inner_rows"], (x_dtype, w_dtype, y_dtype))

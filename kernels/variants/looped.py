@@ -8,14 +8,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.variants.common import (
-    align_elements,
-    elements_per_thread_fit,
-    has_two_strides,
-    prune_configs,
-    row_start,
-    scaled,
-)
+from kernels.variants.common import ROW_INTEGERS, align_elements, elements_per_thread_fit, has_two_strides, prune_configs, row_start, scaled
 from tuning_db.model import Device, Problem, itemsize
 
 REVISION = 1
@@ -53,7 +46,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         "TWO_STRIDE": has_two_strides,
     }
 )
-@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride"])
+@triton.jit(do_not_specialize=[*ROW_INTEGERS])
 def looped_kernel(
     y_ptr,
     x_ptr,

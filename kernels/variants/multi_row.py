@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from kernels.variants.common import (
-    align_elements,
+    ROW_INTEGERS,
+    WHOLE_ROWS,
     elements_per_thread_fit,
-    has_two_strides,
     keep_packed,
     next_power_of_2,
     prune_configs,
@@ -47,15 +47,8 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     key=["cols", "rows"],
     prune_configs_by=prune_configs(is_valid),
 )
-@triton.heuristics(
-    {
-        "BLOCK_COLS": lambda args: next_power_of_2(args["cols"]),
-        "EXACT": lambda args: next_power_of_2(args["cols"]) == args["cols"],
-        "ALIGN": align_elements,
-        "TWO_STRIDE": has_two_strides,
-    }
-)
-@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride"])
+@triton.heuristics(WHOLE_ROWS)
+@triton.jit(do_not_specialize=[*ROW_INTEGERS])
 def multi_row_kernel(
     y_ptr,
     x_ptr,

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from kernels.variants.common import (
+    ROW_INTEGERS,
     align_elements,
     elements_per_thread_fit,
     has_two_strides,
@@ -125,11 +126,7 @@ def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.const
         "TWO_STRIDE": has_two_strides,
     }
 )
-@triton.jit(
-    do_not_specialize=[
-        "rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride", "max_polls"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*ROW_INTEGERS, "max_polls"])
 def split_row_kernel(
     y_ptr,
     x_ptr,

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.variants.common import next_power_of_2, prune_configs
+from kernels.variants.common import ROW_INTEGERS, next_power_of_2, prune_configs
 from tuning_db.model import Device, Problem
 
 REVISION = 1
@@ -60,12 +60,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         "ALIGN": lambda args: math.gcd(16, *(args[name] for name in INNER_ALIGNED)),
     }
 )
-@triton.jit(
-    do_not_specialize=[
-        "rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride", "x_col_stride",
-        "y_col_stride",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*ROW_INTEGERS, "x_col_stride", "y_col_stride"])
 def strided_axis_kernel(
     y_ptr,
     x_ptr,

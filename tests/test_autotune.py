@@ -1,0 +1,35 @@
+"""The spaces as `triton.autotune` sees them: what it prunes for a call is what the tuner and the dispatcher call illegal."""
+
+import pytest
+import torch
+
+from kernels.device import current_device
+from kernels.geometry import geometry_of
+from kernels.variants import VARIANTS, candidates
+from kernels.variants.common import config_params
+from oracle import DEVICE, dtype_names
+from tuning_db.model import Config
+
+CALLS = {
+    "whole_row": ((64, 4096), 1),
+    "multi_row": ((640, 128), 1),
+    "looped": ((4, 40_000), 1),
+    "split_row": ((4, 40_000), 1),
+    "strided_axis": ((3, 100, 64), 1),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_autotune_keeps_the_legal_configs(name, weighted):
+    shape, axis = CALLS[name]
+    x = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE)
+    weight = torch.empty(shape[axis], device=DEVICE) if weighted else None
+    geometry = geometry_of(x.shape, x.stride(), x.stride(), axis)
+    kernel = VARIANTS[name].kernel
+    arguments = {"y_ptr": x, "x_ptr": x, "w_ptr": weight, **vars(geometry)}
+    arguments = {argument: value for argument, value in arguments.items() if argument in kernel.fn.arg_names}
+    kept = {Config.of(name, **config_params(config)) for config in kernel.early_config_prune(kernel.configs, arguments)}
+    legal = candidates(geometry.problem(*dtype_names(x, weight, x)), current_device())
+    assert kept == {config for config in legal if config.variant == name}
+    assert 0 < len(kept) < len(kernel.configs)
