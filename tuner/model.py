@@ -57,11 +57,15 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
         moved += x_bytes
     bandwidth_bound = moved / (device.bandwidth_gbs * 1e3)
     latency_bound = program_us * max(1.0, programs / running)
-    return LAUNCH_US + math.hypot(bandwidth_bound ** (SHARPNESS / 2), latency_bound ** (SHARPNESS / 2)) ** (2 / SHARPNESS)
+    return _total_us(bandwidth_bound, latency_bound)
 
 
 def modelled(problem: Problem, config: Config, resources: Resources, architecture: Architecture) -> Measurement:
     """The estimate in the form of a Measurement under its own policy, so that it never mixes with measured times."""
     time_us = estimate_us(problem, config, resources, architecture)
-    copy_us = LAUNCH_US + LATENCY_US + problem.bytes_moved / (architecture.device.bandwidth_gbs * 1e3)
+    copy_us = _total_us(problem.bytes_moved / (architecture.device.bandwidth_gbs * 1e3), LATENCY_US)
     return Measurement(POLICY, time_us, time_us, time_us, copy_us / time_us, rounds=0)
+
+
+def _total_us(bandwidth_bound: float, latency_bound: float) -> float:
+    return LAUNCH_US + (bandwidth_bound**SHARPNESS + latency_bound**SHARPNESS) ** (1 / SHARPNESS)
