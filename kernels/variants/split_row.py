@@ -27,12 +27,17 @@ from kernels.variants.common import (
     ROW_INTEGERS,
     align_elements,
     elements_per_thread_fit,
+    full_pieces,
     has_two_strides,
     keep_packed,
+    load_chunk,
+    load_piece,
     next_power_of_2,
     prune_configs,
     row_start,
     scaled,
+    store_piece,
+    sums_of_all_chunks,
 )
 from tuning_db.model import NO_WEIGHT, Device, Problem, itemsize
 
@@ -59,52 +64,8 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
 
 
 def split_of(args: Mapping[str, Any]) -> int:
-    """Programs a row: as few as the largest chunk allows."""
+    """Programs a row: as few as the largest chunk allows. Fewer would need larger chunks, so the last part is never empty."""
     return -(-args["cols"] // (args["BLOCK_COLS"] * args["MAX_PIECES"]))
-
-
-def full_pieces(args: Mapping[str, Any]) -> int:
-    """How many pieces of a chunk no program has cut short: they carry no mask.
-
-    The last part of a row is the shortest, and never empty: a chunk has at most MAX_PIECES * BLOCK_COLS columns, and split_of
-    makes (split - 1) times that less than cols.
-    """
-    split = split_of(args)
-    chunk = -(-args["cols"] // split)
-    chunk = -(-chunk // args["ALIGN"]) * args["ALIGN"]
-    last = args["cols"] - (split - 1) * chunk
-    return int(min(chunk, last) // args["BLOCK_COLS"])
-
-
-@triton.jit
-def load_piece(ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
-    col = start + tl.arange(0, BLOCK_COLS)
-    if MASKED:
-        return tl.load(ptr + col, mask=col < end, other=0.0)
-    else:
-        return tl.load(ptr + col)
-
-
-@triton.jit
-def store_piece(ptr, y, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
-    col = start + tl.arange(0, BLOCK_COLS)
-    if MASKED:
-        tl.store(ptr + col, y, mask=col < end)
-    else:
-        tl.store(ptr + col, y)
-
-
-@triton.jit
-def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
-    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
-    pieces = ()
-    squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
-    for i in tl.static_range(PIECES):
-        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
-        pieces = pieces + (x,)
-        x_f32 = x.to(tl.float32)
-        squares = tl.fma(x_f32, x_f32, squares)  # written out: the compiler may not choose where to round
-    return pieces, tl.sum(squares)
 
 
 @triton.autotune(
@@ -122,7 +83,7 @@ def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.const
         "PIECES": lambda args: -(-args["cols"] // (split_of(args) * args["BLOCK_COLS"])),
         "PARTS": lambda args: max(2, next_power_of_2(split_of(args))),
         "ALIGN": align_elements,
-        "FULL_PIECES": full_pieces,
+        "FULL_PIECES": lambda args: full_pieces(args, split_of(args)),
         "TWO_STRIDE": has_two_strides,
     }
 )
@@ -196,12 +157,7 @@ def split_row_kernel(
             y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty)
             store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
-        parts = tl.zeros([PARTS], dtype=tl.float32)
-        for other in range(split):
-            other_start = other * chunk
-            other_end = tl.minimum(other_start + chunk, aligned_cols) // ALIGN * ALIGN
-            _, partial = load_chunk(x_row_ptr, other_start, other_end, BLOCK_COLS, PIECES, FULL_PIECES)
-            parts = tl.where(index == other, partial, parts)
+        parts = sums_of_all_chunks(x_row_ptr, chunk, split, aligned_cols, PARTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
         rstd = tl.rsqrt(tl.sum(parts) / cols + eps)
         for at in range(start, end, BLOCK_COLS):
             x = load_piece(x_row_ptr, at, end, BLOCK_COLS, True)
