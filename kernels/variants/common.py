@@ -45,7 +45,7 @@ def keep_packed(x, PTX: tl.constexpr):
     across the reduction, twice the registers (88 instead of 64 at 64 elements a thread on sm_90). Behind an opaque move it converts
     twice and keeps the packed copy. PTX only: elsewhere x is returned as it is.
     """
-    if PTX and x.dtype.primitive_bitwidth == 16:
+    if PTX and x.dtype.primitive_bitwidth == 16 and x.numel > 1:  # two to a register
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=2)
     else:
         return x
