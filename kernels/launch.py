@@ -60,7 +60,7 @@ def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool) -> dict[s
     }
     arguments = {name: known[name] for name in heuristics.fn.arg_names if name in known}
     for name, derive in heuristics.values.items():
-        arguments[name] = derive(arguments)
+        arguments[name] = derive({**arguments, "num_warps": config.params["num_warps"]})
     return arguments
 
 
