@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.geometry import problem_of
-from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem
+from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem, itemsize
 
 IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
 
@@ -45,7 +45,7 @@ def keep_packed(x, PTX: tl.constexpr):
     across the reduction, twice the registers (88 instead of 64 at 64 elements a thread on sm_90). Behind an opaque move it converts
     twice and keeps the packed copy. PTX only: elsewhere x is returned as it is.
     """
-    if PTX and x.dtype.primitive_bitwidth == 16 and x.numel > 1:  # two to a register
+    if PTX and x.dtype.primitive_bitwidth == 16:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=2)
     else:
         return x
@@ -144,6 +144,19 @@ def elements_per_thread_fit(elements: int, itemsize: int, num_warps: int, warp_s
     """Whether a tile gives each thread at least one full vector (or is a single warp's) and at most 64 elements in registers."""
     per_thread = elements // (num_warps * warp_size)
     return per_thread <= 64 and (num_warps == 1 or per_thread * itemsize >= VECTOR_BYTES)
+
+
+MAX_HELD_BYTES = 128
+"""Of x and, if loaded first, weight that a thread holds while programs wait for each other: 64 registers do; twice as much spills, or
+halves the programs of an SM."""
+
+
+def held_bytes_fit(elements: int, problem: Problem, *, weight_first: bool, num_warps: int, warp_size: int) -> bool:
+    """Whether a thread's share of `elements` of a row is at least a vector of x and at most MAX_HELD_BYTES."""
+    per_thread = elements // (num_warps * warp_size)
+    x_bytes = per_thread * itemsize(problem.x_dtype)
+    w_bytes = per_thread * itemsize(problem.w_dtype) if weight_first and problem.w_dtype != NO_WEIGHT else 0
+    return x_bytes >= VECTOR_BYTES and x_bytes + w_bytes <= MAX_HELD_BYTES
 
 
 def prune_configs(is_valid: IsValid) -> dict[str, Any]:

@@ -32,9 +32,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
 @triton.autotune(
     configs=[
         triton.Config({"BLOCK_COLS": block_cols}, num_warps=num_warps)
-        for block_cols in (MIN_BLOCK_COLS, 4096, 8192, 16384)
-        for num_warps in (4, 8, 16, 32)
-        if block_cols >= 128 * num_warps  # at least four elements a thread
+        for block_cols, num_warps in ((MIN_BLOCK_COLS, 4), (MIN_BLOCK_COLS, 8), (4096, 8), (4096, 16), (8192, 32), (16384, 32))
     ],
     key=["cols", "rows"],
     prune_configs_by=prune_configs(is_valid),

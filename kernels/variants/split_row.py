@@ -28,9 +28,9 @@ import triton.language as tl
 from kernels.variants.common import (
     ROW_INTEGERS,
     align_elements,
-    elements_per_thread_fit,
     full_pieces,
     has_two_strides,
+    held_bytes_fit,
     keep_packed,
     load_chunk,
     load_piece,
@@ -41,7 +41,7 @@ from kernels.variants.common import (
     store_piece,
     sums_of_all_chunks,
 )
-from tuning_db.model import NO_WEIGHT, Device, Problem, itemsize
+from tuning_db.model import NO_WEIGHT, Device, Problem
 
 REVISION = 2
 LAYOUTS = ("contiguous", "two_stride")
@@ -62,7 +62,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         return False  # the same binary as weight_first=False
     if not 2 <= -(-problem.cols // chunk) <= MAX_SPLIT:
         return False
-    return elements_per_thread_fit(chunk, itemsize(problem.x_dtype), params["num_warps"], device.warp_size)
+    return held_bytes_fit(chunk, problem, weight_first=params["weight_first"], num_warps=params["num_warps"], warp_size=device.warp_size)
 
 
 def split_of(args: Mapping[str, Any]) -> int:
@@ -98,7 +98,7 @@ def look(row_slots_ptr, split, mark, SLOTS: tl.constexpr):
 @triton.autotune(
     configs=[
         triton.Config({"BLOCK_COLS": block_cols, "MAX_PIECES": max_pieces, "WEIGHT_FIRST": weight_first}, num_warps=num_warps)
-        for block_cols, num_warps in ((1024, 4), (2048, 8), (4096, 8), (4096, 16))
+        for block_cols, num_warps in ((1024, 4), (2048, 8), (4096, 8))
         for max_pieces in (1, 2, 4, 8)
         for weight_first in (True, False)
     ],
