@@ -14,6 +14,7 @@ import click
 from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, path_for, to_text
 from benchmarks.exits import EPILOG, Exit, NoGpu, Stop
 from benchmarks.suites import load_suite, names
+from tuner.cli import MISSING
 from tuner.failure import Failure
 from tuner.workloads import WorkloadError
 from tuning_db.model import Device
@@ -47,6 +48,10 @@ class Commands(click.Group):
             raise
         except (BaselineError, Failure, ResultError, WorkloadError) as error:
             raise Stop(str(error)) from error
+        except ModuleNotFoundError as error:
+            if error.name not in MISSING:
+                raise
+            raise Stop(f"this command needs {MISSING[error.name]}") from error
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

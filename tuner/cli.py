@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tuner.session import Session
 
 INTERRUPTED = 130
+MISSING = {
+    "triton": "Triton, which is not installed here; it comes for Linux alone",
+    "matplotlib": "matplotlib, which is not installed here: `pip install matplotlib`",
+}
 DEFAULT_ARCH = "sm_90"
 SQLITE_MAGIC = b"SQLite format 3\0"
 EPILOG = "Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted."
@@ -44,9 +48,9 @@ class Commands(click.Group):
         except (DatabaseError, Failure, WorkloadError) as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
-            if error.name != "triton":
+            if error.name not in MISSING:
                 raise
-            raise click.ClickException("this command needs Triton, which is not installed here; it comes for Linux alone") from error
+            raise click.ClickException(f"this command needs {MISSING[error.name]}") from error
         except ValueError as error:
             from kernels.settings import SettingsError
 
@@ -209,6 +213,32 @@ def export(arch: str | None, output: Path | None, db: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"can't write {output}: {error.strerror}") from error
+
+
+@main.command(epilog=EPILOG, short_help="Records as figures and a page.")
+@click.option("--arch", help="Only boards of this architecture.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="report", show_default=True, help="Folder to write to.")
+@options.db_option
+def report(arch: str | None, output: Path, db: Path | None) -> None:
+    """Draw the records of the databases, and those that ship: PNGs, and one page that needs no network."""
+    from kernels.settings import read_settings
+    from tuner.report.records import write_report
+    from tuning_db.jsonl import shipped_archs, shipped_records
+
+    layers = []
+    for path in [db] if db else [path for path in read_settings().databases if path.exists()]:
+        with open_for_reading(path) as store:
+            layers.append((store.devices(arch), store.records(arch=arch)))
+    if db is None:
+        layers += [shipped_records(name) for name in shipped_archs() if arch in (None, name)]
+    if not any(record.source is Source.MEASURED for _, records in layers for record in records):
+        raise click.ClickException(
+            f"there is no measured record{f' for {arch}' if arch else ''} to draw: sweep on a GPU, or name another --db"
+        )
+    try:
+        click.echo(f"{write_report(layers, output)}")
+    except OSError as error:
+        raise click.ClickException(f"can't write to {output}: {error.strerror}") from error
 
 
 @main.command("import", epilog=EPILOG, short_help="Take in JSON Lines or databases.")
