@@ -14,7 +14,7 @@ from kernels.dispatch import device_of, pick_config
 from tuner.cases import Case, Tensors
 from tuner.measure import Bench
 from tuner.verify import Verifier
-from tuning_db.model import Problem
+from tuning_db.model import Device, Problem
 
 ROUNDS = 11
 """The interval of the median is then that of the third and the ninth sample, which holds it with 93 %."""
@@ -27,19 +27,17 @@ def compare(problems: Sequence[Problem], providers: Mapping[str, Provider], inde
     """Measure the providers on each problem. Who refuses it or computes something else is not timed."""
     with torch.no_grad(), torch.cuda.device(index):
         for problem in problems:
-            yield compare_on(problem, providers, index)
+            yield compare_on(Case(problem, torch.device("cuda", index)), device_of(index), providers)
 
 
-def compare_on(problem: Problem, providers: Mapping[str, Provider], index: int) -> CaseResult:
-    """One problem's result."""
-    device = device_of(index)
-    case = Case(problem, torch.device("cuda", index))
+def compare_on(case: Case, device: Device, providers: Mapping[str, Provider]) -> CaseResult:
+    """One case's result."""
     verifier = Verifier(case)
     launches: dict[str, Launch] = {}
     refused, wrong = {}, {}
     for name, provider in providers.items():
         try:
-            launch, fault = prepared(provider, case, verifier)
+            launch, fault = prepared(provider, case, device, verifier)
         except Refusal as refusal:
             refused[name] = str(refusal)
             continue
@@ -53,18 +51,18 @@ def compare_on(problem: Problem, providers: Mapping[str, Provider], index: int) 
         bench.enter(name, launch)
     samples, reference = bench.rounds(list(launches), ROUNDS)
     timings = {name: Timing.of(samples[name], reference) for name in launches}
-    configs = {"tuned": str(pick_config(problem, device).config)} if "tuned" in launches else {}
-    return CaseResult(problem, statistics.median(reference), timings, configs, refused, wrong)
+    configs = {"tuned": str(pick_config(case.problem, device).config)} if "tuned" in launches else {}
+    return CaseResult(case.problem, statistics.median(reference), timings, configs, refused, wrong)
 
 
-def prepared(provider: Provider, case: Case, verifier: Verifier, *, allocating: bool = False) -> tuple[Launch, str]:
+def prepared(provider: Provider, case: Case, device: Device, verifier: Verifier, *, allocating: bool = False) -> tuple[Launch, str]:
     """A provider's launch for a case, and what is wrong with its result (empty: nothing). Raises Refusal.
 
     allocating: the call that makes its result, also where there is one that is given it.
     """
     prepare = (provider.prepare_allocating if allocating else None) or provider.prepare
     try:
-        launch = prepare(case, device_of(case.device.index))
+        launch = prepare(case, device)
         return launch, verifier.fault(_into_y(launch), provider.roundings)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         raise

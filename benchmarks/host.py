@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu_time import prepared
 from benchmarks.providers import Launch, Provider, Refusal
+from kernels.dispatch import device_of
 from tuner.cases import Case, Tensors
 from tuner.verify import Verifier
 from tuning_db.model import Problem
@@ -32,7 +33,8 @@ MOST_ROWS = 64
 def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> dict[str, dict[str, float]]:
     """µs of host time a call by provider and way, bf16 inputs without grad: medians of interleaved repeats. Who refuses is left out."""
     problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, cols)
-    case = Case(problem, torch.device("cuda", torch.cuda.current_device()))
+    index = torch.cuda.current_device()
+    case, device = Case(problem, torch.device("cuda", index)), device_of(index)
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     with torch.no_grad():
         tensors, several = _tensors(case, [rows]), _tensors(case, random_rows())
@@ -40,7 +42,7 @@ def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> dict[
         verifier = Verifier(case)
         for name, provider in providers.items():
             try:
-                launch, fault = prepared(provider, case, verifier, allocating=True)
+                launch, fault = prepared(provider, case, device, verifier, allocating=True)
             except Refusal:
                 continue
             if fault:
@@ -48,7 +50,7 @@ def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> dict[
             calls[name, ONE_SHAPE] = functools.partial(launch, tensors[0])
             calls[name, IN_TURN] = in_turn(launch, several)
             if provider.prepare_allocating:
-                into, _ = prepared(provider, case, verifier)
+                into, _ = prepared(provider, case, device, verifier)
                 calls[name, OUT_GIVEN] = functools.partial(into, tensors[0])
         return _timed(calls)
 

@@ -56,22 +56,24 @@ def former(tree: OtherTree) -> Provider:
 
 def compare_versions(problems: Sequence[Problem], now: Provider, then: Provider, index: int = 0) -> Iterator[PairedCase]:
     """Both versions on each problem: verified, then timed in rounds that hold one launch graph of each."""
-    versions = {"now": now, "then": then}
     with torch.no_grad(), torch.cuda.device(index):
         for problem in problems:
-            case = Case(problem, torch.device("cuda", index))
-            verifier = Verifier(case)
-            launches = {name: prepared(provider, case, verifier) for name, provider in versions.items()}
-            wrong = {name: fault for name, (_, fault) in launches.items() if fault}
-            if wrong:
-                yield PairedCase(problem, wrong, {}, None)
-                continue
-            bench = Bench(case, device_of(index), seed=5)
-            for name, (launch, _) in launches.items():
-                bench.enter(name, launch)
-            samples, reference = bench.rounds(list(launches), ROUNDS)
-            timings = {name: Timing.of(samples[name], reference) for name in launches}
-            yield PairedCase(problem, {}, timings, change_between(samples["now"], samples["then"]))
+            yield compare_versions_on(Case(problem, torch.device("cuda", index)), device_of(index), now, then)
+
+
+def compare_versions_on(case: Case, device: Device, now: Provider, then: Provider) -> PairedCase:
+    """One case: nothing is timed unless both are right."""
+    verifier = Verifier(case)
+    prepared_both = {name: prepared(provider, case, device, verifier) for name, provider in (("now", now), ("then", then))}
+    wrong = {name: fault for name, (_, fault) in prepared_both.items() if fault}
+    if wrong:
+        return PairedCase(case.problem, wrong, {}, None)
+    bench = Bench(case, device, seed=5)
+    for name, (launch, _) in prepared_both.items():
+        bench.enter(name, launch)
+    samples, reference = bench.rounds(list(prepared_both), ROUNDS)
+    timings = {name: Timing.of(samples[name], reference) for name in prepared_both}
+    return PairedCase(case.problem, {}, timings, change_between(samples["now"], samples["then"]))
 
 
 @click.command()

@@ -13,13 +13,14 @@ from tuner.report.style import PROVIDERS, Drawing, canvas, drawn, short_count
 
 WIDTH, HEIGHT = 5.75, 3.1
 """Inches: two stand side by side on a desktop."""
+LEGEND_COLUMNS = 5
 Curve = Sequence[tuple[float, float]]
 
 
 def bandwidth(name: str, title: str, origin: str, curves: Mapping[str, Curve]) -> Drawing:
     """GB/s against columns (log 2), a line for each provider; the copy's is the ceiling."""
     figure, axes = canvas(WIDTH, HEIGHT, title, origin)
-    _place(axes)
+    _place(axes, len(curves))
     for provider, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), label=NAMES[provider], **_look(provider))
     axes.set_xscale("log", base=2)
@@ -36,7 +37,7 @@ def bandwidth(name: str, title: str, origin: str, curves: Mapping[str, Curve]) -
 def latency(name: str, title: str, origin: str, curves: Mapping[str, Curve]) -> Drawing:
     """µs against bytes moved, both logarithmic: points, as problems of the same bytes differ."""
     figure, axes = canvas(WIDTH, HEIGHT, title, origin)
-    _place(axes)
+    _place(axes, len(curves))
     for provider, curve in curves.items():
         if provider == COPY:
             axes.plot(*zip(*sorted(curve), strict=True), label=NAMES[provider], **_look(provider))
@@ -53,13 +54,13 @@ def latency(name: str, title: str, origin: str, curves: Mapping[str, Curve]) -> 
     return drawn(figure, name, title)
 
 
-def _place(axes: Axes) -> None:
-    """Inside the canvas, with room for the labels and the legend above."""
-    top = axes.get_position().y1
-    axes.set_position((0.1, 0.14, 0.88, top - 0.14 - 0.16))
+def _place(axes: Axes, entries: int) -> None:
+    """Inside the canvas, with room for the labels and the legend's lines above."""
+    top = axes.get_position().y1 - 0.06 * -(-entries // LEGEND_COLUMNS)
+    axes.set_position((0.1, 0.14, 0.88, top - 0.14))
     axes.grid(True, axis="both")
     axes.set_axisbelow(True)
-    axes.tick_params(length=0)
+    axes.tick_params(which="both", length=0)
 
 
 def _look(provider: str) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def _look(provider: str) -> dict[str, Any]:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(entries, 5), fontsize=7.5, handlelength=1.5, columnspacing=1.0)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(entries, LEGEND_COLUMNS), fontsize=7.5, handlelength=1.5, columnspacing=1.0
+    )
 
 
 def _bytes(value: float) -> str:
