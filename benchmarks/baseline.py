@@ -84,10 +84,10 @@ def read_baseline(path: Path) -> Baseline:
         raise BaselineError(f"{path} is no baseline ({error!r}); `python -m benchmarks record` makes one") from error
 
 
-def path_for(device: Device, folder: Path = FOLDER) -> Path:
+def path_for(device: Device, folder: Path | None = None) -> Path:
     """Where the baseline of a board is, or would be: by the fingerprint among those that there are, else a name made of the board's."""
     vendor = "amd" if device.arch.startswith("gfx") else "nvidia"
-    arch = folder / vendor / device.arch
+    arch = (folder or FOLDER) / vendor / device.arch
     for path in sorted(arch.glob("*.json")):
         if read_baseline(path).provenance.device == device:
             return path

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from synthetic import DEVICE, PROBLEMS, PROVENANCE, copy_us, run_result, timing
 
 from benchmarks import baseline as baselines
 from benchmarks.baseline import Baseline, BaselineError, combined, find, path_for, read_baseline, to_text
 from benchmarks.check import check_against, record_baseline
 from benchmarks.results import CaseResult, Interval, RunResult
 from benchmarks.verdict import Verdict
-from synthetic import DEVICE, PROBLEMS, PROVENANCE, copy_us, run_result, timing
 from tuner.measure import POLICY
 from tuning_db.model import Problem
 
@@ -83,7 +83,7 @@ def test_a_board_is_known_by_its_fingerprint_not_its_name(recorded: Baseline, tm
     assert path_for(replace(DEVICE, sm_count=114, name="NVIDIA H100 PCIe"), tmp_path).name == "h100-pcie.json"
 
 
-def test_find_says_why_there_is_none(recorded: Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_says_why_there_is_none(recorded: Baseline, tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     assert find(DEVICE, POLICY, path) == (None, f"there is no baseline for {DEVICE.name} ({DEVICE.uid})")
     path.write_text(to_text(recorded))
