@@ -69,7 +69,7 @@ def run_markdown(result: RunResult) -> str:
 
 def print_judged(console: Console, judged: Sequence[Judged], title: str) -> None:
     """A line for each case; those that failed last, where they are seen."""
-    numbers = ("µs", "of copy", "change", "interval")
+    numbers = ("µs", "of copy", "change %", "interval")
     made = table(title, "problem", *numbers, "verdict", right=numbers)
     for one in sorted(judged, key=lambda one: ORDER.index(one.verdict)):
         made.add_row(*judged_row(one))
@@ -82,18 +82,18 @@ ORDER = (Verdict.PASS, Verdict.IMPROVED, Verdict.NO_BASELINE, Verdict.INCONCLUSI
 def judged_row(one: Judged) -> list[str]:
     """Problem, µs, fraction of copy, change of time, its interval, verdict with what there is to say."""
     us, fraction = (microseconds(one.now.us.median), f"{one.now.fraction.median:.2f}") if one.now else ("", "")
-    change, interval = ("", "") if one.change is None else (percent(one.change.ratio.median), percents(one.change.ratio))
+    change, interval = ("", "") if one.change is None else (percent(one.change.ratio.median), interval_percent(one.change.ratio))
     said = one.verdict.value + (f": {one.note}" if one.note else "") + (f", again {percent(one.again.ratio.median)}" if one.again else "")
     return [problem_label(one.problem), us, fraction, change, interval, said]
 
 
 def percent(ratio: float) -> str:
-    """`+3.1 %` of 1.031: so much more time."""
-    return f"{(ratio - 1) * 100:+.1f} %"
+    """`+3.1` of 1.031: so many percent more time."""
+    return f"{(ratio - 1) * 100:+.1f}"
 
 
-def percents(interval: Interval) -> str:
-    return f"{(interval.low - 1) * 100:+.1f} … {(interval.high - 1) * 100:+.1f}"
+def interval_percent(interval: Interval) -> str:
+    return f"{percent(interval.low)}…{percent(interval.high)}"
 
 
 def summary(judged: Sequence[Judged]) -> str:
@@ -101,7 +101,7 @@ def summary(judged: Sequence[Judged]) -> str:
     counts = Counter(one.verdict for one in judged)
     told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in reversed(ORDER) if counts[verdict])
     changes = [one.change for one in judged if one.change]
-    mean = f"; geometric mean of times {percent(geometric_mean(changes))}" if changes else ""
+    mean = f"; geometric mean of times {percent(geometric_mean(changes))} %" if changes else ""
     bad = [problem_label(one.problem) for one in judged if one.verdict in (Verdict.REGRESSION, Verdict.INCONCLUSIVE)]
     return f"{told}{mean}" + (f". Look at {', '.join(bad)}" if bad else "") + "."
 
@@ -113,7 +113,7 @@ def geometric_mean(changes: Iterable[Change]) -> float:
 def judged_markdown(judged: Sequence[Judged], title: str) -> str:
     """For a CI job's summary: the sentence first, then the cases, bad ones first."""
     rows = [judged_row(one) for one in sorted(judged, key=lambda one: -ORDER.index(one.verdict))]
-    head = ["problem", "µs", "of copy", "change", "interval, %", "verdict"]
+    head = ["problem", "µs", "of copy", "change %", "interval", "verdict"]
     return "\n".join([f"**{title}**", "", summary(judged), "", *markdown(head, rows)]) + "\n"
 
 

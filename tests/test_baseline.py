@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import DEVICE, PROBLEMS, PROVENANCE, copy_us, run_result, timing
 
 from benchmarks import baseline as baselines
 from benchmarks.baseline import Baseline, BaselineError, combined, find, path_for, read_baseline, to_text
 from benchmarks.check import check_against, record_baseline
 from benchmarks.results import CaseResult, Interval, RunResult
 from benchmarks.verdict import Verdict
+from synthetic import DEVICE, PROBLEMS, PROVENANCE, copy_us, run_result, timing
 from tuner.measure import POLICY
 from tuning_db.model import Problem
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from synthetic import DEVICE, FIRST_CALL, HOST, PROBLEMS, SLOWNESS, case, copy_us, run_result
-from test_compare_ref import paired
 
 import benchmarks.__main__ as cli
 import benchmarks.baseline as baselines
@@ -21,6 +19,8 @@ from benchmarks.paired import PairedCase
 from benchmarks.results import CaseResult, FirstCallResult, HostResult, RunResult, read_result, to_json
 from benchmarks.suites import SUITES, load_suite
 from benchmarks.tables import fitting, run_markdown
+from synthetic import DEVICE, FIRST_CALL, HOST, PROBLEMS, SLOWNESS, case, copy_us, run_result
+from test_compare_ref import paired
 from tuning_db.model import Problem
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import PROBLEMS
 
 from benchmarks.compare_ref import checked_out, compare_to_ref
 from benchmarks.exits import Stop
@@ -18,6 +17,7 @@ from benchmarks.processes import measured_apart, suite_text
 from benchmarks.results import Timing
 from benchmarks.verdict import Verdict, change_between
 from kernels import rmsnorm
+from synthetic import PROBLEMS
 from tuner.workloads import load_workload, parse_workload
 from tuning_db.model import Problem
 

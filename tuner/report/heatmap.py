@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tuner.report.style import INK, MUTED, VARIANTS, Drawing, canvas, drawn, short_count
 
-CELL_WIDTH, CELL_HEIGHT = 0.44, 0.27
+CELL_WIDTH, CELL_HEIGHT = 0.42, 0.27
 """Inches: four characters of 7.5 points fit."""
 MARGIN_LEFT, MARGIN_BOTTOM = 0.75, 0.55
 MIN_WIDTH = 5.2

@@ -67,7 +67,7 @@ SETTINGS: Any = {
     "lines.markersize": 4,
     "legend.frameon": False,
 }
-TITLE_INCHES = 0.62
+TITLE_INCHES = 0.74
 PNG_DPI = 150
 
 
@@ -95,7 +95,8 @@ def canvas(width: float, height: float, title: str, origin: str) -> tuple[Figure
     axes = figure.add_axes((0.0, 0.0, 1.0, height / total))
     axes.set_facecolor("none")
     figure.text(0.06 / width, 1 - 0.08 / total, title, fontsize=11, fontweight="bold", va="top")
-    figure.text(0.06 / width, 1 - 0.33 / total, origin, fontsize=7, color=MUTED, va="top")
+    lines = origin.replace(" · ", "\n", 1)
+    figure.text(0.06 / width, 1 - 0.33 / total, lines, fontsize=7, color=MUTED, va="top", linespacing=1.4)
     return figure, axes
 
 
