@@ -1,9 +1,18 @@
 """The clock's parts that need no GPU: how launches go around the sets, and what is made of samples."""
 
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner import measure
 from tuner.measure import COLD_L2S, GRAPH_US, MAX_LAUNCHES, Bench, Rotation, measurement
 from tuning_db.model import Device
 
@@ -43,6 +52,111 @@ def test_small_tensors_get_a_set_for_each_launch() -> None:
     assert Rotation.of(16384, H100) == Rotation(sets=400, launches=400, refills_l2=True)
     assert Rotation.of(2**20, H100) == Rotation(sets=150, launches=300, refills_l2=False)
     assert Rotation.of(2**30, H100) == Rotation(sets=2, launches=4, refills_l2=False)
+
+
+class FakeGpu:
+    """Graphs, events and a clock that only replays move: a launch takes the µs that its name says. Notes what was launched on which set."""
+
+    def __init__(self) -> None:
+        self.now_us = 0.0
+        self.captured: FakeGraph | None = None
+        self.eager: list[str] = []
+        self.refills_at: list[float] = []
+
+    def launch(self, name: str, us: float, at: int) -> object:
+        if self.captured is None:
+            self.eager.append(name)
+        else:
+            self.captured.launches.append((at, us))
+        return object()
+
+    @contextlib.contextmanager
+    def graph(self, graph: "FakeGraph") -> Iterator[None]:
+        self.captured = graph
+        yield
+        self.captured = None
+
+    def make_graph(self) -> "FakeGraph":
+        return FakeGraph(self)
+
+    def make_event(self, enable_timing: bool) -> "FakeEvent":
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeGraph:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu, self.launches = gpu, []
+
+    def replay(self) -> None:
+        self.gpu.now_us += sum(us for _, us in self.launches)
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu, self.at_us = gpu, math.nan
+
+    def record(self) -> None:
+        self.at_us = self.gpu.now_us
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return (end.at_us - self.at_us) / 1e3
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    fake = FakeGpu()
+    cuda = measure.torch.cuda
+    monkeypatch.setattr(cuda, "CUDAGraph", fake.make_graph)
+    monkeypatch.setattr(cuda, "graph", fake.graph)
+    monkeypatch.setattr(cuda, "Event", fake.make_event)
+    monkeypatch.setattr(cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(measure, "reference_copy", lambda y, x: fake.launch("copy", 4.0, x))
+    return fake
+
+
+def bench_on(rotation: Rotation) -> Bench:
+    sets = [SimpleNamespace(x=at, y=at) for at in range(rotation.sets)]
+    case = SimpleNamespace(sets=lambda count, seed: sets[:count], device=torch.device("cpu"))
+    return Bench(case, replace(H100, l2_bytes=64), seed=0, rotation=rotation)  # type: ignore[arg-type]
+
+
+def test_a_bench_divides_by_the_launches_and_goes_around_the_sets(gpu: FakeGpu) -> None:
+    bench = bench_on(Rotation(sets=3, launches=12, refills_l2=False))
+    bench.enter("fast", lambda tensors: gpu.launch("fast", 5.0, tensors.x))
+    bench.enter("slow", lambda tensors: gpu.launch("slow", 50.0, tensors.x), launches=4)
+    assert gpu.eager == ["copy", "fast", "slow"]  # once, before the capture
+    assert [at for at, _ in bench._graphs["fast"][0].launches] == [0, 1, 2] * 4
+    assert [at for at, _ in bench._graphs["slow"][0].launches] == [0, 1, 2] * 2  # four launches become whole turns
+    assert bench.round(["slow", "fast"]) == pytest.approx({"slow": 50.0, "fast": 5.0, "reference": 4.0})
+
+
+def test_where_each_launch_has_its_set_l2_is_refilled_before_each_replay(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_on(Rotation(sets=5, launches=5, refills_l2=True))
+    bench.enter("one", lambda tensors: gpu.launch("one", 5.0, tensors.x))
+    assert bench._other_data is not None
+    assert bench._other_data.numel() * 4 == COLD_L2S * 64
+    reads: list[float] = []
+    monkeypatch.setattr(bench, "_other_data", SimpleNamespace(sum=lambda: reads.append(gpu.now_us)))
+    start = gpu.now_us
+    assert bench.round(["one"])["one"] == pytest.approx(5.0)
+    assert [at - start for at in reads] == [0.0, 20.0, 45.0]  # before copy, one, copy
+
+
+def test_what_a_launch_returns_lives_until_its_set_comes_round_again(gpu: FakeGpu) -> None:
+    alive: weakref.WeakSet[FakeEvent] = weakref.WeakSet()
+    most = []
+
+    def launch(_: object) -> FakeEvent:
+        made = FakeEvent(gpu)  # any object of its own
+        alive.add(made)
+        most.append(len(alive))
+        return made
+
+    bench = bench_on(Rotation(sets=3, launches=9, refills_l2=False))
+    bench.enter("allocating", launch)
+    assert max(most) == 4  # the new one is made before the old one goes
+    assert len(alive) == 3
 
 
 class DriftingBench:

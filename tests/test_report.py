@@ -189,8 +189,8 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=str)
-def browser(request: pytest.FixtureRequest, chromium: str, page: Path, tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=str)
+def browser(request: pytest.FixtureRequest, chromium: str, page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page, at a width and in a colour scheme, with everything that the console said."""
     webdriver = pytest.importorskip("selenium.webdriver")
     width, scheme = request.param
@@ -201,7 +201,7 @@ def browser(request: pytest.FixtureRequest, chromium: str, page: Path, tmp_path:
         "--headless",
         "--no-sandbox",
         "--no-first-run",
-        f"--user-data-dir={tmp_path}",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
         *(f"--disable-{name}" for name in quiet),
     ):
         options.add_argument(argument)
