@@ -13,6 +13,7 @@ import click
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
 from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, path_for, to_text
 from benchmarks.exits import EPILOG, Exit, NoGpu, Stop
+from benchmarks.results import ResultError
 from benchmarks.suites import load_suite, names
 from tuner.cli import MISSING
 from tuner.failure import Failure
@@ -39,8 +40,6 @@ class Commands(click.Group):
     """Turns what a user can cure into one line on stderr."""
 
     def invoke(self, context: click.Context) -> Any:
-        from benchmarks.results import ResultError
-
         try:
             return super().invoke(context)
         except click.UsageError as error:
@@ -102,14 +101,13 @@ def record(suite: str, processes: int, output: Path | None) -> None:
 
     baseline = record_baseline(suite, problems, processes, run_apart, progress)
     path = output or path_for(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, to_text(baseline))
     spread = max(case.fraction.high / case.fraction.low for case in baseline.cases)
     click.echo(f"{len(baseline.cases)} cases of {device.name} in {path}; the widest spread between processes is {(spread - 1) * 100:.1f} %")
 
 
 @main.command(epilog=EPILOG)
-@click.option("--suite", help="Only these problems. Default: the suite that the baseline was recorded with.")
+@click.option("--suite", help=f"{names()} or a YAML file. Default: the baseline's.")
 @click.option("--baseline", "path", type=file, help="Hold against this file. Default: the board's in benchmarks/baselines.")
 @click.option("--require-baseline", is_flag=True, help=f"Exit with {int(Exit.NO_BASELINE)} where there is none.")
 @json_option
@@ -119,7 +117,6 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
 
     A regression is slower by more than 2 % and more than 0.15 µs, with its whole interval, in two fresh processes.
     """
-    problems = load_suite(suite) if suite else []
     device = gpu()
     from benchmarks.check import check_against, run_apart
     from tuner.measure import POLICY
@@ -128,7 +125,7 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
     if baseline is None:
         click.echo(f"no baseline: {reason}; `python -m benchmarks record` makes one", err=True)
         raise click.exceptions.Exit(Exit.NO_BASELINE if require_baseline else Exit.OK)
-    judged = check_against(baseline, problems or [case.problem for case in baseline.cases], run_apart, progress)
+    judged = check_against(baseline, load_suite(suite or baseline.suite), run_apart, progress)
     tell(judged, f"{device.name} against its baseline of {baseline.provenance.made_at[:10]}", json_path, markdown_path, require_baseline)
 
 
@@ -255,9 +252,11 @@ def tell(judged: Sequence[Judged], title: str, json_path: Path | None, markdown_
 
 
 def write(path: Path | None, text: str) -> None:
+    """Write where that was asked for, in a folder that is made if need be."""
     if path is None:
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Stop(f"can't write {path}: {error.strerror}") from error

@@ -97,9 +97,9 @@ def path_for(device: Device, folder: Path | None = None) -> Path:
 
 def find(device: Device, policy: str, path: Path | None = None) -> tuple[Baseline | None, str]:
     """The baseline to hold a device against, or None and why there is none."""
-    path = path or path_for(device)
+    named, path = path, path or path_for(device)
     if not path.is_file():
-        return None, f"there is no baseline for {device.name} ({device.uid})"
+        return None, f"{named} does not exist" if named else f"there is none for {device.name} ({device.uid})"
     baseline = read_baseline(path)
     if baseline.provenance.device != device:
         return None, f"{path} is of {baseline.provenance.device.uid}, and this is {device.uid}"

@@ -25,9 +25,10 @@ FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, NotImplem
 
 def compare(problems: Sequence[Problem], providers: Mapping[str, Provider], index: int = 0) -> Iterator[CaseResult]:
     """Measure the providers on each problem. Who refuses it or computes something else is not timed."""
-    with torch.no_grad(), torch.cuda.device(index):
-        for problem in problems:
-            yield compare_on(Case(problem, torch.device("cuda", index)), device_of(index), providers)
+    for problem in problems:
+        with torch.no_grad(), torch.cuda.device(index):
+            result = compare_on(Case(problem, torch.device("cuda", index)), device_of(index), providers)
+        yield result
 
 
 def compare_on(case: Case, device: Device, providers: Mapping[str, Provider]) -> CaseResult:

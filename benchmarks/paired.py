@@ -56,9 +56,10 @@ def former(tree: OtherTree) -> Provider:
 
 def compare_versions(problems: Sequence[Problem], now: Provider, then: Provider, index: int = 0) -> Iterator[PairedCase]:
     """Both versions on each problem: verified, then timed in rounds that hold one launch graph of each."""
-    with torch.no_grad(), torch.cuda.device(index):
-        for problem in problems:
-            yield compare_versions_on(Case(problem, torch.device("cuda", index)), device_of(index), now, then)
+    for problem in problems:
+        with torch.no_grad(), torch.cuda.device(index):
+            found = compare_versions_on(Case(problem, torch.device("cuda", index)), device_of(index), now, then)
+        yield found
 
 
 def compare_versions_on(case: Case, device: Device, now: Provider, then: Provider) -> PairedCase:

@@ -178,7 +178,7 @@ def test_check_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, 
 def test_without_a_baseline_the_command_that_makes_one_is_named(arguments: list[str], code: Exit) -> None:
     result = invoke("check", *arguments)
     assert result.exit_code == code
-    assert "no baseline: there is no baseline for NVIDIA H100" in result.stderr
+    assert "no baseline: there is none for NVIDIA H100" in result.stderr
     assert "`python -m benchmarks record` makes one" in result.stderr
 
 
