@@ -161,8 +161,10 @@ def host(asked: tuple[str, ...], rows: int, cols: int, json_path: Path | None) -
     providers, absent = chosen(asked or callable_names, required=bool(asked))
     provenance = results.provenance_here(device, "host")
     describe(providers, absent, str(provenance))
-    times = host_times(providers, rows, cols)
+    times, missing = host_times(providers, rows, cols)
     tables.print_host(display.console(), times, "eager")
+    for name, reason in missing.items():
+        click.echo(f"{name} was not timed, {reason}")
     write(json_path, results.to_json(results.HostResult(provenance, rows, cols, times)))
 
 

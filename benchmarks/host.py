@@ -30,12 +30,13 @@ MOST_ROWS = 64
 """Of the shapes in turn: so few that the GPU keeps pace."""
 
 
-def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> dict[str, dict[str, float]]:
-    """µs of host time a call by provider and way, bf16 inputs without grad: medians of interleaved repeats. Who refuses is left out."""
+def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """µs of host time a call by provider and way, bf16 inputs without grad: medians of interleaved repeats; and why who was not timed."""
     problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, cols)
     index = torch.cuda.current_device()
     case, device = Case(problem, torch.device("cuda", index)), device_of(index)
     calls: dict[tuple[str, str], Callable[[], object]] = {}
+    missing = {}
     with torch.no_grad():
         tensors, several = _tensors(case, [rows]), _tensors(case, random_rows())
         calls["torch.empty_like", ONE_SHAPE] = functools.partial(torch.empty_like, tensors[0].x)
@@ -43,16 +44,18 @@ def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> dict[
         for name, provider in providers.items():
             try:
                 launch, fault = prepared(provider, case, device, verifier, allocating=True)
-            except Refusal:
+            except Refusal as refusal:
+                missing[name] = f"refuses: {refusal}"
                 continue
             if fault:
+                missing[name] = f"its result {fault}"
                 continue
             calls[name, ONE_SHAPE] = functools.partial(launch, tensors[0])
             calls[name, IN_TURN] = in_turn(launch, several)
             if provider.prepare_allocating:
                 into, _ = prepared(provider, case, device, verifier)
                 calls[name, OUT_GIVEN] = functools.partial(into, tensors[0])
-        return _timed(calls)
+        return _timed(calls), missing
 
 
 def in_turn(launch: Launch, several: list[Tensors]) -> Callable[[], object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import CaseResult, FirstCallResult, HostResult, Provenance, RunResult
+from benchmarks.results import CaseResult, FirstCallResult, HostResult, Provenance, ResultError, RunResult
 from tuner.display import problem_label
 from tuner.report.bars import bars
 from tuner.report.page import write_page
@@ -25,7 +25,10 @@ def _section(number: int, result: Result) -> Section:
     slug = f"{number}-{_slug(result.provenance)}"
     if isinstance(result, RunResult):
         title = f"GPU time on {result.provenance.device.name}, suite {Path(result.suite).stem}"
-        return section(f"{slug}-run", title, str(result.provenance), [point(case) for case in result.cases if "tuned" in case.timings])
+        points = [point(case) for case in result.cases if "tuned" in case.timings]
+        if not points:
+            raise ResultError(f"result {number}, {title}, has no times of `rmsnorm` to draw: run with the provider tuned")
+        return section(f"{slug}-run", title, str(result.provenance), points)
     if isinstance(result, HostResult):
         title = f"Host time of a call, {result.rows}x{result.cols} bf16, {result.provenance.device.name}"
         return _bars(f"{slug}-host", title, result.provenance, result.times_us, "µs")

@@ -205,10 +205,13 @@ def test_an_unknown_commit_is_wrong_usage() -> None:
 @pytest.mark.usefixtures("_gpu")
 def test_host_and_first_call_write_what_report_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(host, "host_times", lambda providers, rows, cols: asked.extend(providers) or HOST.times_us)
+    monkeypatch.setattr(
+        host, "host_times", lambda providers, rows, cols: (asked.extend(providers) or HOST.times_us, {"liger": "refuses: no"})
+    )
     printed = invoke("host", "--json", str(tmp_path / "h.json"))
     assert printed.exit_code == 0
     assert "heuristic" not in asked
+    assert "liger was not timed, refuses: no" in printed.stdout
     assert "9.80 / 0.71" in printed.stdout  # of eager's 13.9 µs
     assert isinstance(read_result(tmp_path / "h.json"), HostResult)
 

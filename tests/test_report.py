@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+pytest.importorskip("matplotlib", reason="needs matplotlib")
+
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.report import point, write_report
 from benchmarks.results import to_json
@@ -97,6 +99,13 @@ def test_few_points_are_enough() -> None:
     made = section("s", "A board", ORIGIN, [alone])
     assert [drawing.name for drawing in made.drawings] == ["s-latency", "s-fraction"]
     assert made.key_figures == (("problems", "1"), ("of copy speed", "0.50"))
+
+
+def test_a_run_without_ours_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(to_json(run_result(slowness={"eager": 1.0})))
+    result = CliRunner().invoke(benchmarks_main, ["report", str(file), "--output", str(tmp_path)])
+    assert (result.exit_code, "has no times of `rmsnorm`" in result.stderr) == (2, True)
 
 
 def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
