@@ -83,8 +83,8 @@ def run(suite: str, asked: tuple[str, ...], json_path: Path | None, markdown_pat
     calls = {name: f"{provider.calls}, {provider.distribution} {provider.version()}" for name, provider in providers.items()}
     result = results.RunResult(provenance, suite, calls, absent, tuple(cases))
     tables.print_run(console, result)
-    for note in tables.notes(cases):
-        display.message(console, note)
+    for sentence in (tables.versus_best(cases), *tables.notes(cases)):
+        display.message(console, sentence)
     write(json_path, results.to_json(result))
     write(markdown_path, tables.run_markdown(result))
 

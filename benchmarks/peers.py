@@ -16,9 +16,9 @@ def _needs(case: Case, *, weight: bool) -> None:
 
 def _liger(case: Case, _: Device) -> Launch:
     _needs(case, weight=True)
-    from liger_kernel.transformers.functional import liger_rms_norm
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    return lambda tensors: liger_rms_norm(tensors.x, tensors.weight, EPS)
+    return lambda tensors: LigerRMSNormFunction.apply(tensors.x, tensors.weight, EPS)
 
 
 def _quack(case: Case, _: Device) -> Launch:
@@ -58,7 +58,7 @@ TWICE = 2
 
 PEERS = {
     "liger": Provider(
-        calls="liger_kernel.transformers.functional.liger_rms_norm(x, weight, eps)",
+        calls="liger_kernel.ops.rms_norm.LigerRMSNormFunction.apply(x, weight, eps)",
         distribution="liger-kernel",
         module="liger_kernel",
         prepare=_liger,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import CaseResult, FirstCallResult, HostResult, Provenance, ResultError, RunResult
+from benchmarks.points import point
+from benchmarks.results import FirstCallResult, HostResult, Provenance, ResultError, RunResult
 from tuner.display import problem_label
 from tuner.report.bars import bars
 from tuner.report.page import write_page
-from tuner.report.points import Point
 from tuner.report.sections import Section, section
 from tuner.report.style import drawing_style
 
@@ -41,11 +41,6 @@ def _bars(slug: str, title: str, provenance: Provenance, values: dict[str, dict[
     with drawing_style():
         drawing = bars(slug, title, str(provenance), values, unit)
     return Section(slug, title, str(provenance), (), (drawing,))
-
-
-def point(case: CaseResult) -> Point:
-    us = {name: timing.us.median for name, timing in case.timings.items()}
-    return Point(case.problem, {**us, "copy": case.copy_us}, case.configs.get("tuned", ""))
 
 
 def _slug(provenance: Provenance) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 
+from benchmarks.points import point
 from benchmarks.results import CaseResult, Interval, RunResult
 from benchmarks.verdict import Change, Judged, Verdict
-from tuner.display import microseconds, problem_label, table
+from tuner.display import count, microseconds, problem_label, table
 
 CELL_WIDTH = 13
 """`99.99 / 0.98` and a space."""
@@ -44,6 +45,22 @@ def cell(case: CaseResult, name: str) -> str:
     return "wrong" if name in case.wrong else "refuses" if name in case.refused else ""
 
 
+def versus_best(cases: Iterable[CaseResult]) -> str:
+    """How ours stands to the best other provider of each problem: the geometric mean, and the problem where it stands worst."""
+    found = [(best[1], best[0], problem_label(case.problem)) for case in cases if (best := point(case).best_other())]
+    if not found:
+        return ""
+    mean, (least, name, label) = statistics.geometric_mean(ratio for ratio, *_ in found), min(found)
+    over = f"{count(len(found), 'problem')}, at least {least:.2f} times ({label}, {name})"
+    return f"rmsnorm is {mean:.2f} times as fast as the best other provider in the geometric mean over {over}."
+
+
+def best_cells(case: CaseResult) -> list[str]:
+    """The best other provider of a problem, and how many times as fast as it ours is."""
+    best = point(case).best_other()
+    return [best[0], f"{best[1]:.2f}"] if best else ["", ""]
+
+
 def notes(cases: Iterable[CaseResult]) -> list[str]:
     """A line for each reason that keeps a provider from being timed, with the number of problems that it concerns."""
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -60,9 +77,11 @@ def shortened(labels: Sequence[str]) -> str:
 
 def run_markdown(result: RunResult) -> str:
     rows = [
-        [problem_label(case.problem), microseconds(case.copy_us), *(cell(case, name) for name in result.calls)] for case in result.cases
+        [problem_label(case.problem), microseconds(case.copy_us), *(cell(case, name) for name in result.calls), *best_cells(case)]
+        for case in result.cases
     ]
-    lines = [f"{result.provenance}; µs / fraction of the reference copy", "", *markdown(["problem", "copy", *result.calls], rows)]
+    head = ["problem", "copy", *result.calls, "best other", "× best other"]
+    lines = [f"{result.provenance}; µs / fraction of the reference copy", "", versus_best(result.cases), "", *markdown(head, rows)]
     lines += ["", *(f"- {note}" for note in notes(result.cases))]
     return "\n".join(lines) + "\n"
 

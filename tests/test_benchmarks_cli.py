@@ -125,6 +125,10 @@ def test_run_prints_every_provider_and_fits(columns: int, tmp_path: Path) -> Non
     markdown = (tmp_path / "r.md").read_text()
     assert markdown.count("\n| ") == len(PROBLEMS) + 2
     assert "- liger refuses" in markdown
+    assert "| best other | × best other |" in markdown
+    sentence = "rmsnorm is 1.00 times as fast as the best other provider in the geometric mean over 42 problems, at least 1.00 times ("
+    assert sentence in " ".join(result.stdout.split())
+    assert sentence in markdown
 
 
 @pytest.mark.usefixtures("_gpu")

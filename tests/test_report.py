@@ -13,7 +13,8 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 
 from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.report import point, write_report
+from benchmarks.points import point
+from benchmarks.report import write_report
 from benchmarks.results import to_json
 from synthetic import FIRST_CALL, HOST, PROBLEMS, PROVENANCE, SLOWNESS, case, copy_us, run_result
 from tuner.cli import main as tuner_main
@@ -44,6 +45,8 @@ def test_a_point_knows_bandwidth_and_ratios() -> None:
     assert (one.variant, one.param("num_warps"), one.param("block_cols")) == ("whole_row", "8", "")
     assert mean_ratio(POINTS, "compile") == pytest.approx(SLOWNESS["compile"])
     assert mean_ratio(POINTS, "autotune") is None
+    assert one.best_other() == ("quack", pytest.approx(SLOWNESS["quack"]))
+    assert Point(one.problem, {"tuned": 1.0, "heuristic": 0.9, "copy": 0.8}).best_other() is None
 
 
 def test_points_are_grouped_by_kind_and_laid_out_by_rows_and_cols() -> None:

@@ -222,21 +222,11 @@ def export(arch: str | None, output: Path | None, db: Path | None) -> None:
 def report(arch: str | None, output: Path, db: Path | None) -> None:
     """Draw the records of the databases, and those that ship: PNGs, and one page that needs no network."""
     from kernels.settings import read_settings
-    from tuner.report.records import write_report
-    from tuning_db.jsonl import shipped_archs, shipped_records
+    from tuner.report.records import gathered, write_report
 
-    layers = []
-    for path in [db] if db else [path for path in read_settings().databases if path.exists()]:
-        with open_for_reading(path) as store:
-            layers.append((store.devices(arch), store.records(arch=arch)))
-    if db is None:
-        layers += [shipped_records(name) for name in shipped_archs() if arch in (None, name)]
-    if not any(record.source is Source.MEASURED for _, records in layers for record in records):
-        raise click.ClickException(
-            f"there is no measured record{f' for {arch}' if arch else ''} to draw: sweep on a GPU, or name another --db"
-        )
+    paths = [db] if db else [path for path in read_settings().databases if path.exists()]
     try:
-        click.echo(f"{write_report(layers, output)}")
+        click.echo(f"{write_report(gathered(paths, arch, shipped=db is None), output)}")
     except OSError as error:
         raise click.ClickException(f"can't write to {output}: {error.strerror}") from error
 

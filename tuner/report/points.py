@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tuner.display import problem_label
 from tuning_db.model import Problem
 
-COPY, OURS = "copy", "tuned"
+COPY, OURS, HEURISTIC = "copy", "tuned", "heuristic"
 NAMES = {
     "tuned": "rmsnorm",
     "heuristic": "heuristic config",
@@ -53,6 +53,14 @@ class Point:
     def ratio(self, over: str) -> float | None:
         """How many times as fast as another provider ours is."""
         return self.us[over] / self.us[OURS] if over in self.us and OURS in self.us else None
+
+    def best_other(self) -> tuple[str, float] | None:
+        """The fastest of the other implementations, and how many times as fast as it ours is; None without ours or others."""
+        others = [name for name in self.us if name not in (COPY, OURS, HEURISTIC)]
+        if not others or OURS not in self.us:
+            return None
+        best = min(others, key=lambda name: self.us[name])
+        return best, self.us[best] / self.us[OURS]
 
 
 def by_kind(points: Iterable[Point]) -> dict[str, list[Point]]:

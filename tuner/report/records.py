@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tuner.failure import Failure
 from tuner.report.page import write_page
 from tuner.report.points import Point
 from tuner.report.sections import Section, section
+from tuning_db.jsonl import shipped_archs, shipped_records
 from tuning_db.model import Device, Record, Source
+from tuning_db.store import open_for_reading
 
 Layer = tuple[Sequence[Device], Sequence[Record]]
+
+
+def gathered(paths: Iterable[Path], arch: str | None, *, shipped: bool) -> list[Layer]:
+    """The devices and records of databases, then of what ships if that is wanted; of one architecture if one is named.
+
+    Raises DatabaseError if a file is bad, and Failure if there is no measured record.
+    """
+    layers: list[Layer] = []
+    for path in paths:
+        with open_for_reading(path) as store:
+            layers.append((store.devices(arch), store.records(arch=arch)))
+    if shipped:
+        layers += [shipped_records(name) for name in shipped_archs() if arch in (None, name)]
+    if not any(record.source is Source.MEASURED for _, records in layers for record in records):
+        what = f"no measured record{f' for {arch}' if arch else ''} to draw"
+        raise Failure(f"there is {what}: sweep on a GPU, or name another file by --db")
+    return layers
 
 
 def write_report(layers: Iterable[Layer], folder: Path) -> Path:

@@ -61,6 +61,9 @@ def _key_figures(points: Sequence[Point]) -> tuple[tuple[str, str], ...]:
     found = [("problems", str(len(points))), ("of copy speed", f"{statistics.geometric_mean(fractions):.2f}")]
     if large:
         found.append((f"of copy speed from {LARGE_BYTES / 1e6:.0f} MB", f"{statistics.geometric_mean(large):.2f}"))
+    bests = [best[1] for point in points if (best := point.best_other())]
+    if bests:
+        found.append(("times as fast as the best other, mean and least", f"{statistics.geometric_mean(bests):.2f} · {min(bests):.2f}"))
     for name in providers(points):
         ratio = mean_ratio(points, name)
         if name != OURS and ratio:
@@ -124,13 +127,15 @@ def _percent(value: float) -> str:
 def _table(points: Sequence[Point]) -> Table:
     """A row for each problem; ratios say how many times as fast ours is."""
     others = [name for name in providers(points) if name != OURS]
-    columns = ("rows", "cols", "kind", "µs", "GB/s", "of copy", *(f"× {NAMES[name]}" for name in others), "config")
-    digits = (None, None, None, 2, 0, 2, *(2 for _ in others), None)
+    columns = ("rows", "cols", "kind", "µs", "GB/s", "of copy", "× best other", *(f"× {NAMES[name]}" for name in others), "config")
+    digits = (None, None, None, 2, 0, 2, 2, *(2 for _ in others), None)
     rows = []
     for point in points:
         own, moved = point.us.get(OURS), point.problem
         gbs = point.gbs(OURS) if own else None
-        rows.append((moved.rows, moved.cols, point.kind, own, gbs, point.ratio(COPY), *(point.ratio(n) for n in others), point.config))
+        best = point.best_other()
+        ratios = (point.ratio(COPY), best and best[1], *(point.ratio(name) for name in others))
+        rows.append((moved.rows, moved.cols, point.kind, own, gbs, *ratios, point.config))
     return Table(columns, digits, tuple(rows))
 
 
