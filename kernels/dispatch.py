@@ -12,7 +12,7 @@ import triton
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
-from kernels.launch import Launcher, build_launcher
+from kernels.launch import Allocate, Launcher, build_launcher
 from kernels.overrides import active_override
 from kernels.settings import read_settings, user_database
 from kernels.variants import VARIANTS, is_legal, source_hash
@@ -117,7 +117,13 @@ def is_fresh(record: Record | Trial) -> bool:
 
 
 def choose_and_prepare(
-    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, *, in_place: bool, batch_invariant: bool
+    geometry: Geometry,
+    dtypes: tuple[str, str, str],
+    device_index: int,
+    *,
+    in_place: bool,
+    batch_invariant: bool,
+    allocate: Allocate | None = None,
 ) -> Choice:
     """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes and device."""
     problem = geometry.problem(*dtypes)
@@ -128,7 +134,7 @@ def choose_and_prepare(
     if pick.config.variant == TORCH_VARIANT:
         return Choice(pick, None)
     try:
-        launch = build_launcher(pick.config, geometry, dtypes, device_index)
+        launch = build_launcher(pick.config, geometry, dtypes, device_index, allocate)
     except triton.runtime.errors.OutOfResources as error:
         # A modelled or neighbour's config can ask for more than this board has.
         log.warning("%s can't run on this GPU (%s); PyTorch serves %s", pick.config, error, problem)

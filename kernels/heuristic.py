@@ -46,6 +46,10 @@ def _misfit(config: Config, problem: Problem, device: Device) -> tuple[int, floa
         chunk = int(params["block_cols"]) * int(params["max_pieces"]) * size
         misfit = _octaves(chunk / (2**14 if filled else 2**12)) + _octaves(chunk / threads / (128 if filled else 32))
         return (1 if row_bytes > WHOLE_ROW_BYTES else 5, misfit + 0.1 * (bool(params["weight_first"]) is filled))
+    if config.variant == "cluster_row":
+        chunk = -(-problem.cols // int(params["cluster"])) * size
+        misfit = _octaves(chunk / (2**15 if filled else 2**13)) + _octaves(chunk / threads / (64 if filled else 16))
+        return (0 if row_bytes > WHOLE_ROW_BYTES else 5, misfit + 0.1 * (bool(params["weight_first"]) is filled))
     if config.variant == "looped":
         block = int(params["block_cols"]) * size
         return (3, _octaves(block / 2**14) + _octaves(block / threads / 32))

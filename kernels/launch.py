@@ -19,8 +19,12 @@ from kernels.variants import VARIANTS, split_row
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
 
-Launcher: TypeAlias = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", float], None]
-"""launch(y, x, weight, eps): one kernel on the current stream of x's device. Shapes, strides and dtypes are those it was built for."""
+Launcher: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
+"""launch(y, x, weight, eps) -> y: one kernel on the current stream of x's device; y is allocated if it is None.
+
+Shapes, strides and dtypes are those it was built for."""
+
+Allocate: TypeAlias = Callable[[], torch.Tensor]
 
 OPTIONS = ("num_warps", "maxnreg")
 """Params of a config that are launch options; all others are constexprs of the kernel in lower case."""
@@ -56,7 +60,7 @@ def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool) -> dict[s
     }
     arguments = {name: known[name] for name in heuristics.fn.arg_names if name in known}
     for name, derive in heuristics.values.items():
-        arguments[name] = derive(arguments)
+        arguments[name] = derive({**arguments, "num_warps": config.params["num_warps"]})
     return arguments
 
 
@@ -101,20 +105,41 @@ def compile_binary(binary: Binary, target: GPUTarget) -> CompiledKernel:
 @functools.lru_cache(maxsize=4096)
 def load_binary(binary: Binary, device_index: int) -> CompiledKernel:
     """The compiled kernel, loaded on a GPU of this process. Raises triton's OutOfResources where it can't run there."""
+    cluster = int(dict(binary.constexprs).get("CLUSTER", 1))
     with torch.cuda.device(device_index):
         compiled = compile_binary(binary, triton.runtime.driver.active.get_current_target())
         compiled._init_handles()
+        if cluster > 1:
+            _start_in_clusters(compiled, cluster)
     return compiled
 
 
-def build_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int) -> Launcher:
-    """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and y. Compiles, or loads what was compiled."""
+def _start_in_clusters(compiled: CompiledKernel, cluster: int) -> None:
+    """Let Triton's launchers start the programs in clusters: they multiply the grid's first axis and set the launch attribute.
+
+    That is what `num_ctas` in the packed metadata does. As a compile option it would also split every tensor over the cluster.
+    """
+    num_warps, _, shared_bytes = compiled.packed_metadata
+    active = triton.runtime.driver.active.utils.cuOccupancyMaxActiveClusters(compiled.function, shared_bytes, cluster)
+    if active < 1:  # on a slice of a GPU, say
+        raise triton.runtime.errors.OutOfResources(cluster, 0, "programs in a cluster")
+    compiled.packed_metadata = (num_warps, cluster, shared_bytes)
+
+
+def build_launcher(
+    config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, allocate: Allocate | None = None
+) -> Launcher:
+    """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and y. Compiles, or loads what was compiled.
+
+    `allocate` makes the result on the current GPU where a launch is given none; `torch.empty_like(x)` does without it.
+    """
     variant = VARIANTS[config.variant]
     arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
     grid = variant.grid(arguments)
     words = variant.workspace_words(arguments) if hasattr(variant, "workspace_words") else 0
     if interpreting():
         return _interpreted_launcher(config, arguments, grid, words)
+    grid = (grid[0] // arguments.get("CLUSTER", 1), *grid[1:])  # Triton's launchers count it in clusters, see _start_in_clusters
     tail = tuple(arguments[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps"))
 
     @functools.cache
@@ -123,19 +148,17 @@ def build_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, s
         return _ordinary_launcher(compiled, grid, tail, device_index, words)
 
     compiled = load_binary(binary_of(config, dtypes, arguments, aligned=True), device_index)
-    return _direct_launcher(compiled, grid, tail, device_index, words, ordinary)
-
-
-def _is_aligned(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> bool:
-    return not (y.data_ptr() | x.data_ptr() | (0 if weight is None else weight.data_ptr())) & 15
+    return _direct_launcher(compiled, grid, tail, device_index, words, allocate, ordinary)
 
 
 def _interpreted_launcher(config: Config, arguments: dict[str, Any], grid: tuple[int, int, int], words: int) -> Launcher:
     kernel = VARIANTS[config.variant].kernel.fn.fn[grid]
 
-    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+    def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        y = torch.empty_like(x) if y is None else y
         extra = {"workspace_ptr": torch.zeros(words, dtype=torch.int64)} if words else {}
         kernel(y_ptr=y, x_ptr=x, w_ptr=weight, eps=eps, **extra, **arguments)
+        return y
 
     return launch
 
@@ -147,11 +170,13 @@ def _ordinary_launcher(
     run = compiled[grid]
     raw_stream = torch._C._cuda_getCurrentRawStream
 
-    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+    def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        y = torch.empty_like(x) if y is None else y
         with torch.cuda.device(device_index):
             stream = raw_stream(device_index)
             scratch = (workspace(device_index, stream, grid[0], words),) if words else ()
             run(y, x, weight, *scratch, eps, *tail, stream=stream)
+        return y
 
     return launch
 
@@ -181,6 +206,7 @@ def _direct_launcher(
     tail: tuple[Any, ...],
     device_index: int,
     words: int,
+    allocate: Allocate | None,
     ordinary: Callable[[bool], Launcher],
 ) -> Launcher:
     """Submits with integers for pointers: nothing is looked up, bound or specialised again.
@@ -195,15 +221,22 @@ def _direct_launcher(
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     enter_calls, leave_calls = getattr(enter, "calls", ()), getattr(leave, "calls", ())  # lists that `add` appends to
 
-    def launch(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> None:
+    def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        elsewhere = device_now() != device_index
+        if y is None:
+            y = torch.empty_like(x) if elsewhere or allocate is None else allocate()
         y_ptr, x_ptr = y.data_ptr(), x.data_ptr()
         w_ptr = 0 if weight is None else weight.data_ptr()
+        misaligned = (y_ptr | x_ptr | w_ptr) & 15
         hooked = enter_calls or leave_calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
-        if hooked or (y_ptr | x_ptr | w_ptr) & 15 or device_now() != device_index:
-            ordinary(_is_aligned(y, x, weight))(y, x, weight, eps)
-            return
+        if misaligned or hooked or elsewhere:
+            return ordinary(not misaligned)(y, x, weight, eps)
         stream = raw_stream(device_index)
-        scratch = (workspace(device_index, stream, grid_x, words).data_ptr(),) if words else ()
-        submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, *scratch, eps, *tail)
+        if words:
+            scratch = workspace(device_index, stream, grid_x, words).data_ptr()
+            submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, scratch, eps, *tail)
+        else:
+            submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, eps, *tail)
+        return y
 
     return launch

@@ -82,9 +82,12 @@ def overlap_offset(x: torch.Tensor, out: torch.Tensor) -> int | None:
     if x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
         return None
     offset = out.data_ptr() - x.data_ptr()
-    first = x if offset >= 0 else out
-    span = 1 + sum((size - 1) * stride for size, stride in zip(first.shape, first.stride(), strict=True))
-    return offset if abs(offset) < span * x.element_size() else None
+    return offset if abs(offset) < span_bytes(x if offset >= 0 else out) else None
+
+
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from the first element of a tensor that is not empty to the end of its last."""
+    return (1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))) * tensor.element_size()
 
 
 def _reaches(offset: int, dims: list[tuple[int, int]]) -> bool:

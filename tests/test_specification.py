@@ -1,13 +1,12 @@
 """The specification's test coverage, topic by topic: basic function, sizes, axes, dtypes, stability, mathematics, errors, examples."""
 
-import importlib
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import rmsnorm
+from kernels import plans, rmsnorm
 from kernels import stats as call_stats
 from oracle import DEVICE, expected_rmsnorm
 
@@ -184,7 +183,7 @@ def test_error_handling(arguments, text):
 
 def test_error_handling_of_a_cpu_tensor(monkeypatch):
     """Error handling: AssertionError for a tensor that is not on a GPU (the interpreter, which takes it, put aside)."""
-    monkeypatch.setattr(importlib.import_module("kernels.rmsnorm"), "interpreting", lambda: False)
+    monkeypatch.setattr(plans, "interpreting", lambda: False)
     with pytest.raises(AssertionError, match="x is on cpu"):
         rmsnorm(torch.randn(4, 8))
 

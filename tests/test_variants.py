@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from kernels.device import current_device
+from kernels.device import INTERPRETER, current_device, interpreting
 from kernels.geometry import Geometry, geometry_of
 from kernels.launch import OPTIONS, build_launcher
-from kernels.variants import VARIANTS, candidates, space
+from kernels.variants import VARIANTS, candidates, cluster_row, space
 from oracle import (
     DEVICE,
     DEVICE_INDEX,
@@ -32,8 +32,17 @@ SPLIT_COLS = (1025, 2049, 4097, 5000, 9216, 9217, 9232, 12289, 40000)
 PAIRS = [(x, w) for x in DTYPES for w in (None, *DTYPES)]
 """Every dtype of x with every dtype of the weight."""
 
+SHARING_VARIANTS = ("split_row", "cluster_row")
+"""Several programs a row: for rows of two chunks and more."""
+
 ROW_VARIANTS = [name for name, variant in VARIANTS.items() if "contiguous" in variant.LAYOUTS]
 STRIDED_VARIANTS = [name for name, variant in VARIANTS.items() if "strided_axis" in variant.LAYOUTS]
+
+
+@pytest.fixture(autouse=True)
+def _clusters_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs the programs of a cluster one after another, each reading the whole row: right, but not in place."""
+    monkeypatch.setattr(cluster_row, "ARCHES", (*cluster_row.ARCHES, INTERPRETER.arch))
 
 
 def launch(config: Config, x: torch.Tensor, weight: torch.Tensor | None, y: torch.Tensor, eps: float = 1e-6, axis: int = -1) -> None:
@@ -86,10 +95,10 @@ def check(configs: Sequence[Config], x: torch.Tensor, weight: torch.Tensor | Non
 def size_cases() -> Iterator[tuple[str, int, int, tuple[torch.dtype, torch.dtype | None]]]:
     for variant in ROW_VARIANTS:
         pairs = itertools.cycle(PAIRS)
-        for cols in SPLIT_COLS if variant == "split_row" else ROW_COLS:
-            if variant == "multi_row" and cols > VARIANTS[variant].MAX_COLS:
+        for cols in SPLIT_COLS if variant in SHARING_VARIANTS else ROW_COLS:
+            if (variant == "multi_row" and cols > VARIANTS[variant].MAX_COLS) or (variant == "cluster_row" and cols < 2048):
                 continue  # no config of it is valid there
-            for rows in (1, 2) if variant == "split_row" else (1, 2, 65):
+            for rows in (1, 2) if variant in SHARING_VARIANTS else (1, 2, 65):
                 yield variant, rows, cols, next(pairs)
 
 
@@ -108,7 +117,7 @@ def test_sizes(variant, rows, cols, pair):
 @pytest.mark.parametrize(("x_dtype", "w_dtype"), PAIRS)
 @pytest.mark.parametrize("variant", ROW_VARIANTS)
 def test_dtypes(variant, x_dtype, w_dtype):
-    cols = 2100 if variant == "split_row" else 129
+    cols = 2100 if variant in SHARING_VARIANTS else 129
     x = fenced_copy(random_x((5, cols), x_dtype))
     weight = random_weight(cols, w_dtype)
     y = Fenced(x.shape, packed_strides(x.shape), x_dtype)
@@ -140,7 +149,7 @@ def x_layouts(cols: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 @pytest.mark.parametrize("layout", x_layouts(1))
 @pytest.mark.parametrize("variant", ROW_VARIANTS)
 def test_strides_of_rows(variant, layout, cols):
-    if variant == "split_row":
+    if variant in SHARING_VARIANTS:
         cols += 2000  # no config splits a row of less than two chunks
     shape, strides = x_layouts(cols)[layout]
     x = fenced_copy(random_x(shape, torch.bfloat16), strides) if 0 not in strides else one_row_for_many(shape, strides)
@@ -160,7 +169,7 @@ def one_row_for_many(shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.
 @pytest.mark.parametrize("variant", ROW_VARIANTS)
 def test_misaligned_pointers(variant, shift):
     """Addresses that are multiples of 2 or 8 bytes only."""
-    cols = 2080 if variant == "split_row" else 96
+    cols = 2080 if variant in SHARING_VARIANTS else 96
     x = fenced_copy(random_x((5, cols), torch.float16), shift=shift)
     weight = random_weight(cols, torch.float16)
     y = Fenced(x.shape, packed_strides(x.shape), x.dtype, shift=3)
@@ -215,6 +224,7 @@ SMALL_PROBLEMS = [
     ((shape, axis), dtype)
     for shape, axis in (
         *(((3, cols), 1) for cols in (40, 1000, 2500, 5000, 9000, 17000, 33000)),
+        *(((1, cols), 1) for cols in (66_000, 131_100)),
         *(((300, cols), 1) for cols in (2, 40)),
         *((shape, 0) for shape in ((10, 2), (40, 20), (130, 40), (40, 130), (140, 130), (20, 260), (600, 40), (2100, 2))),
     )
@@ -274,6 +284,8 @@ def test_in_place(variant):
     """Where a variant says that y may be x, that gives the same bits as y beside x."""
     if not VARIANTS[variant].IN_PLACE:
         pytest.skip("the variant says that it can't, so the dispatcher never picks it for out=x")
+    if variant == "cluster_row" and interpreting():
+        pytest.skip("the interpreter has no clusters, and the dispatcher never picks them there")
     axis = 1 if variant in ROW_VARIANTS else 0
     shape = (5, 5000) if axis and variant != "multi_row" else (5, 300) if axis else (600, 5)
     x = fenced_copy(random_x(shape, torch.bfloat16, axis=axis))
@@ -290,7 +302,7 @@ def test_parts_of_a_row_agree():
     """All programs that share a row scale it by the same number: a row of equal values stays one."""
     x = torch.full((2, 12_289), 3.0, device=DEVICE)
     y = Fenced(x.shape, packed_strides(x.shape), x.dtype)
-    for config in legal("split_row", x, None, y.view):
+    for config in [config for variant in SHARING_VARIANTS for config in legal(variant, x, None, y.view)]:
         y.memory.fill_(math.nan)
         launch(config, x, None, y.view)
         y.assert_intact(config)

@@ -22,6 +22,8 @@ LATE_WEIGHT_US = 0.2
 """What loading the weight after the reduction adds to a program; H100."""
 ARRIVAL_US = 1.0
 """What publishing and awaiting the partial sums of a split row adds to a program; H100."""
+BARRIER_US = 0.3
+"""What exchanging the partial sums within a cluster adds to a program; H100."""
 SECTOR_BYTES = 32
 """The least that a load brings from memory."""
 SHARPNESS = 4
@@ -47,7 +49,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
     turns = passes * (2 if reads_twice else 1)
     program_us = turns * (LATENCY_US + held / threads * THREAD_ELEMENT_US)
-    program_us += ARRIVAL_US if config.variant == "split_row" else 0.0
+    program_us += {"split_row": ARRIVAL_US, "cluster_row": BARRIER_US}.get(config.variant, 0.0)
     program_us += LATE_WEIGHT_US if problem.w_dtype != NO_WEIGHT and config.params.get("weight_first") is False else 0.0
 
     moved = float(problem.bytes_moved)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from kernels.launch import Launcher
 from tuner.cases import EPS, Case, guards_of
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
@@ -37,8 +38,8 @@ class Verifier:
         self.tensors, self.memory = case.guarded(seed)
         self._rows = max(1, CHUNK_ELEMENTS // max(1, self.tensors.x[0].numel()))
 
-    def fault(self, launch: Launcher, roundings: int = 1) -> str:
-        """What is wrong with the result of `launch`, in a few words; empty if nothing is."""
+    def fault(self, launch: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], object], roundings: int = 1) -> str:
+        """What is wrong with what `launch(y, x, weight, eps)` wrote, in a few words; empty if nothing is."""
         self.memory.fill_(float("nan"))
         launch(self.tensors.y, self.tensors.x, self.tensors.weight, EPS)
         for zone in guards_of(self.memory):

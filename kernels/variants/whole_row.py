@@ -73,13 +73,14 @@ def whole_row_kernel(
     col = tl.arange(0, BLOCK_COLS)
     mask = None if EXACT else col < cols // ALIGN * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
+    inverse_cols = 1.0 / cols  # while the loads are under way: a division behind the reduction costs 0.05 µs of 2 (H100)
 
     x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0)
     w = x
     if HAS_WEIGHT and WEIGHT_FIRST:
         w = tl.load(w_ptr + col, mask=mask)
     x_f32 = x.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) / cols + eps)
+    rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) * inverse_cols + eps)
     if HAS_WEIGHT and not WEIGHT_FIRST:
         w = tl.load(w_ptr + col, mask=mask)
     tl.store(y_row_ptr + col, scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)

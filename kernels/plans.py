@@ -1,0 +1,158 @@
+"""What a kind of call of `rmsnorm` runs: the arguments checked, the config looked up, the launch prepared; paid once, then remembered."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from kernels.device import interpreting
+from kernels.geometry import geometry_of
+from kernels.reference import rmsnorm_torch
+from kernels.settings import read_settings
+from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, overlap_offset
+
+Call: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
+"""call(out, x, weight, eps) -> y for one kind of arguments, everything else decided. Without out it allocates y."""
+
+
+class Plan(NamedTuple):
+    """What runs, and how that was decided."""
+
+    call: Call
+    served_by: str
+
+
+def into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    return y if out is None else out.copy_(y)
+
+
+def prepare(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, backend: str, batch_invariant: bool) -> Plan:
+    """Check the arguments and decide what serves this kind of call."""
+    check_arguments(x, weight, axis, out, backend)
+    if backend == "auto":
+        backend = read_settings().backend
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+    if out is not None and (needs_grad or (torch.is_grad_enabled() and out.requires_grad)):
+        raise InvalidInput("out was given, but an input or out requires grad; drop out or call under torch.no_grad()")
+    if backend == "torch":
+        return _torch_plan(axis, "torch_requested")
+    if x.numel() == 0:
+        raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
+    if x.device.type != "cuda" and not interpreting() and has_triton():
+        raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
+    reason = _why_not_triton(x, weight, needs_grad)
+    if reason:
+        if backend == "triton":
+            raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
+        return _torch_plan(axis, "torch_requested")
+    if out is not None:
+        check_out_memory(x, out)
+    return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed. Where it can't be (macOS, Windows) PyTorch serves every device."""
+    return sys.platform == "linux" and importlib.util.find_spec("triton") is not None
+
+
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
+    """Why no kernel serves these inputs; empty if one does."""
+    if not has_triton():
+        return "Triton is not installed"
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor is not None and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, which has operations of its own"
+    if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
+        return "a float64 tensor is served by PyTorch only"
+    if needs_grad:
+        return "an input requires grad, which is served by PyTorch for now"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records PyTorch operations only"
+    return ""
+
+
+def _torch_plan(axis: int, served_by: str) -> Plan:
+    return Plan(lambda out, x, weight, eps: into(out, rmsnorm_torch(x, weight, eps, axis)), served_by)
+
+
+def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool) -> Plan:
+    from kernels import dispatch
+
+    y_strides = (torch.empty_like(x) if out is None else out).stride()
+    geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
+    if batch_invariant and geometry is not None and geometry.layout == "strided_axis":
+        raise InvalidInput(
+            f"batch_invariant=True, but the elements along axis {axis} are {x.stride(axis)} apart; "
+            f"pass x.movedim({axis}, -1).contiguous() and axis=-1"
+        )
+    if geometry is None:
+        return _copying_plan(x, weight, axis, batch_invariant)
+    choice = dispatch.choose_and_prepare(
+        geometry,
+        (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
+        x.get_device(),
+        in_place=out is not None and overlap_offset(x, out) is not None,
+        batch_invariant=batch_invariant,
+        allocate=_allocator(x, y_strides),
+    )
+    if choice.launch is None:
+        return _torch_plan(axis, choice.served_by)
+    # Only the imaginary part of a conjugate can have a lazy minus sign, and its elements lie two apart.
+    may_be_negated = geometry.x_col_stride != 1 or geometry.cols == 1
+    if may_be_negated or (weight is not None and weight.stride(0) != 1):
+        return Plan(_resolving_call(choice.launch, axis), choice.served_by)
+    return Plan(choice.launch if out is None else _marking_call(choice.launch), choice.served_by)
+
+
+def _marking_call(launch: Call) -> Call:
+    """A launch into `out`, after which a backward that needs out's old values can tell that they are gone."""
+    increment_version = torch.autograd.graph.increment_version
+
+    def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        y = launch(out, x, weight, eps)
+        if out is not None and not out.is_inference():
+            increment_version(out)
+        return y
+
+    return call
+
+
+def _resolving_call(launch: Call, axis: int) -> Call:
+    """For inputs that may have a lazy minus sign, or a weight whose elements are not adjacent."""
+    from kernels.rmsnorm import rmsnorm
+
+    marking = _marking_call(launch)
+
+    def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        if x.is_neg():
+            return rmsnorm(x.resolve_neg(), weight, eps, axis, out=out)
+        return marking(out, x, None if weight is None else weight.resolve_neg().contiguous(), eps)
+
+    return call
+
+
+def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch_invariant: bool) -> Plan:
+    """x (or out) has rows at more than two strides: normalise a contiguous copy, and copy into `out` where that was given."""
+    packed = x.contiguous()
+    inner = _triton_plan(packed, weight, axis, None, batch_invariant)
+    return Plan(lambda out, x, weight, eps: into(out, inner.call(None, x.contiguous(), weight, eps)), inner.served_by)
+
+
+def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[], torch.Tensor] | None:
+    """Allocates a result as `torch.empty_like(x)` on the current GPU; None where this torch has no quicker way than that.
+
+    It is the function that Inductor's code calls: 2.5 µs instead of 4.1 (H100).
+    """
+    fast = getattr(getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None)
+    if x.device.type != "cuda" or fast is None:
+        return None
+    return functools.partial(fast, tuple(x.shape), strides, x.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,85 @@
+"""From the tensors of a call to what serves it, by one C call: the check that torch.compile guards compiled code with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from kernels.plans import Call
+from kernels.validation import overlap_offset, span_bytes
+
+MAX_SHAPES = 16384
+MAX_KINDS = 8
+"""Kinds of calls with one shape of x: other dtypes, strides, weights. Those beyond are found by their full key."""
+
+Check: TypeAlias = Callable[..., bool]
+"""check(*tensors): whether they are of the kind of those it was made for."""
+
+Table: TypeAlias = dict[torch.Size, tuple[tuple[Check, Call, int, int], ...]]
+"""By x's shape: checks, what serves those who pass, and the bytes that x and out span."""
+
+
+class Shortcuts:
+    """What serves a call with the default axis and backend, found by x's shape and a check of all its tensors.
+
+    The check compares type, dtype, device, sizes, strides, requires_grad and dispatch keys: views with a lazy minus sign, inference
+    tensors, autocast and torch.func transforms are kinds of their own. It does not see whether gradients are recorded, and takes a
+    fixed number of tensors: tables are indexed by [gradients are recorded][there is no weight].
+    """
+
+    def __init__(self) -> None:
+        self._fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
+        self._in_place: list[list[Table]] = [[{}, {}], [{}, {}]]
+        self._into_out: list[list[Table]] = [[{}, {}], [{}, {}]]
+
+    def find(self, x: torch.Tensor, weight: torch.Tensor | None, out: torch.Tensor | None) -> Call | None:
+        """What was added for tensors of this kind, or None, as for an `out` that overlaps x without being x."""
+        if x.__class__ is not torch.Tensor:
+            return None
+        if out is None or out is x:
+            tables = self._fresh if out is None else self._in_place
+            for check, call, _, _ in tables[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+                if check(x) if weight is None else check(x, weight):
+                    return call
+            return None
+        for check, call, x_bytes, out_bytes in self._into_out[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+            if check(x, out) if weight is None else check(x, out, weight):
+                apart = out.data_ptr() - x.data_ptr()
+                return call if apart >= x_bytes or apart <= -out_bytes else None
+        return None
+
+    def add(self, call: Call, x: torch.Tensor, weight: torch.Tensor | None, out: torch.Tensor | None) -> None:
+        """Remember what serves these tensors, unless nothing can check them or too many of x's shape are known."""
+        if x.__class__ is not torch.Tensor:
+            return
+        tensors, tables, spans = [x], self._fresh if out is None else self._in_place, (0, 0)
+        if out is not None and out is not x:
+            if overlap_offset(x, out) is not None:
+                return
+            tensors, tables, spans = [x, out], self._into_out, (span_bytes(x), span_bytes(out))
+        if weight is not None:
+            tensors.append(weight)
+        table = tables[torch.is_grad_enabled()][weight is None]
+        known = table.get(x.shape, ())
+        if len(known) < MAX_KINDS and (known or len(table) < MAX_SHAPES):
+            check = _check_of(tensors)
+            if check is not None:
+                table[x.shape] = (*known, (check, call, *spans))  # a new tuple: another thread may be walking the old one
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for tables in (self._fresh, self._in_place, self._into_out):
+            for table in (table for pair in tables for table in pair):
+                table.clear()
+
+
+def _check_of(tensors: list[torch.Tensor]) -> Check | None:
+    """The check that passes these tensors; None where this torch has none."""
+    guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
+    if guards is None:
+        return None
+    sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    check: Check = guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    return check if check(*tensors) else None
