@@ -1,7 +1,9 @@
-"""The implementations that are compared. Each says what exactly it calls."""
+"""The implementations that are compared: this project's and PyTorch's. Each says what exactly it calls."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,23 +20,57 @@ from tuning_db.model import Device
 Launch: TypeAlias = Callable[[Tensors], torch.Tensor]
 """One call on a set of tensors. Providers that allocate return a new tensor, which the clock keeps alive; others write tensors.y."""
 
+Preparer: TypeAlias = Callable[[Case, Device], Launch]
+
+
+class Refusal(Exception):
+    """A provider does not serve a case; the message says why."""
+
 
 @dataclass(frozen=True)
 class Provider:
-    """A named implementation: what it calls, and how to prepare it for a case."""
+    """A named implementation: what it calls, of which distribution, and how to prepare it for a case (which raises Refusal).
+
+    module is imported only to see whether the provider is there. Where `prepare`'s launch writes to tensors.y, prepare_allocating's is
+    the call that makes its result. roundings counts the roundings to y's dtype on the way to the result
+    (`tuner.verify.relative_tolerance`). foreign marks code of others, whose errors on a case are refusals.
+    """
 
     calls: str
-    prepare: Callable[[Case, Device], Launch]
+    distribution: str
+    module: str
+    prepare: Preparer
+    prepare_allocating: Preparer | None = None
+    roundings: int = 1
+    foreign: bool = False
+
+    def absence(self) -> str:
+        """Why the provider can't be asked here; empty if it can."""
+        try:
+            importlib.import_module(self.module)
+        except ImportError as error:
+            return f"{self.distribution} is not installed" if error.name == self.module.partition(".")[0] else f"does not import: {error}"
+        return ""
+
+    def version(self) -> str:
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "without a version"
 
 
 def _tuned(case: Case, _: Device) -> Launch:
     return lambda tensors: rmsnorm(tensors.x, tensors.weight, EPS, case.axis, out=tensors.y)
 
 
+def _tuned_allocating(case: Case, _: Device) -> Launch:
+    return lambda tensors: rmsnorm(tensors.x, tensors.weight, EPS, case.axis)
+
+
 def _heuristic(case: Case, device: Device) -> Launch:
     config = heuristic_config(case.problem, device)
     if config is None:
-        raise ValueError(f"no variant serves {case.problem}")
+        raise Refusal("no variant serves this problem")
 
     def launch(tensors: Tensors) -> torch.Tensor:
         with override(config):
@@ -45,10 +81,12 @@ def _heuristic(case: Case, device: Device) -> Launch:
 
 def _rms_norm(case: Case) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """What a PyTorch user writes for this case: over the last axis F.rms_norm, over another the formula."""
-    if case.axis == -1:
-        cols = case.problem.cols
-        return lambda x, weight: F.rms_norm(x, (cols,), weight, EPS).to(x.dtype)
-    return lambda x, weight: rmsnorm_torch(x, weight, EPS, case.axis)
+    if case.axis != -1:
+        return lambda x, weight: rmsnorm_torch(x, weight, EPS, case.axis)
+    cols = case.problem.cols
+    if case.problem.w_dtype in ("none", case.problem.x_dtype):
+        return lambda x, weight: F.rms_norm(x, (cols,), weight, EPS)
+    return lambda x, weight: F.rms_norm(x, (cols,), weight, EPS).to(x.dtype)
 
 
 def _eager(case: Case, _: Device) -> Launch:
@@ -62,9 +100,11 @@ def _compiled(case: Case, _: Device) -> Launch:
     return lambda tensors: function(tensors.x, tensors.weight)
 
 
-PROVIDERS: dict[str, Provider] = {
-    "tuned": Provider("kernels.rmsnorm(x, weight, out=y)", _tuned),
-    "heuristic": Provider("the same with the heuristic's config", _heuristic),
-    "eager": Provider("torch.nn.functional.rms_norm", _eager),
-    "compile": Provider("torch.compile of the same", _compiled),
+OURS = {
+    "tuned": Provider("kernels.rmsnorm(x, weight, out=y)", "tuned-rmsnorm", "kernels", _tuned, _tuned_allocating),
+    "heuristic": Provider("the same with the heuristic's config", "tuned-rmsnorm", "kernels", _heuristic),
+}
+PYTORCH = {
+    "eager": Provider("torch.nn.functional.rms_norm(x, (cols,), weight)", "torch", "torch", _eager),
+    "compile": Provider("torch.compile of the same, dynamic=False", "torch", "torch", _compiled),
 }

@@ -46,6 +46,19 @@ def test_every_file_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
+def test_only_reports_draw():
+    """matplotlib takes half a second to import: it belongs to what report commands import when they run."""
+    drawing = {path for path in SOURCES if "matplotlib" in imported(path)}
+    assert drawing
+    assert {path.parent for path in drawing} == {ROOT / "tuner" / "report"}
+    source = """
+    import sys, benchmarks.__main__, benchmarks.check, benchmarks.compare_ref, benchmarks.gpu_time, benchmarks.host, benchmarks.tables
+    import tuner.cli, tuner.display, tuner.listings, tuner.sweep
+    print("matplotlib" in sys.modules)
+    """
+    assert run_python(source) == "False\n"
+
+
 WATCH = """
     import sys
     opened = []

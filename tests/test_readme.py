@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks.__main__ import PROVIDER_NAMES
 from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.providers import PROVIDERS
+from benchmarks.exits import Exit
+from benchmarks.peers import PROVIDERS
+from benchmarks.suites import SUITES
 from kernels import settings
 from tuner.cli import main as tuner_main
 from tuner.workloads import SHIPPED
@@ -21,8 +23,8 @@ COMMANDS = {"tuner": tuner_main, "benchmarks": benchmarks_main}
 def subcommands(text: str) -> list[tuple[str, str]]:
     """(package, subcommand) of every `python -m package subcommand`, and of what follows it between dots in a table."""
     found = []
-    for package, first, rest in re.findall(r"python -m (tuner|benchmarks) ([a-z]+)[^`\n]*((?:`? · `[a-z]+[^`]*)*)", text):
-        found += [(package, first), *((package, name) for name in re.findall(r"· `([a-z]+)", rest))]
+    for package, first, rest in re.findall(r"python -m (tuner|benchmarks) ([a-z-]+)[^`\n]*((?:`? · `[a-z-]+[^`]*)*)", text):
+        found += [(package, first), *((package, name) for name in re.findall(r"· `([a-z-]+)", rest))]
     return found
 
 
@@ -65,6 +67,13 @@ def test_the_two_commands_stand_on_the_first_screen():
     first_screen = "\n".join(TEXTS["README.md"].splitlines()[:45])
     assert "python -m pip install -e . && python -m tuner sweep" in first_screen
     assert 'python -m pip install -e ".[test]" && pytest' in first_screen
+
+
+def test_exit_codes_and_suites_are_documented():
+    assert [int(code) for code in re.findall(r"^\| (\d) \|", TEXTS["README.md"], flags=re.MULTILINE)] == [int(code) for code in Exit]
+    for suite in SUITES:
+        assert f"`{suite}`" in TEXTS["README.md"]
+        assert (ROOT / "benchmarks" / "suites" / f"{suite}.yaml").is_file()
 
 
 def test_the_command_line_knows_every_provider():

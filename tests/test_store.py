@@ -126,19 +126,43 @@ def race(*medians: float, **changes: object) -> list[Trial]:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ({"role": Role.INCUMBENT, "config": Config.of("z", num_warps=32)}, {"config": Config.of("a", num_warps=1)}),
         ({"config": Config.of("z", num_warps=4, block=4096)}, {"config": Config.of("a", num_warps=8, block=2)}),
         ({"config": Config.of("z", num_warps=4, rows=2, block=64)}, {"config": Config.of("a", num_warps=4, rows=1, block=256)}),
         ({"config": Config.of("a", num_warps=4, flag=True)}, {"config": Config.of("b", num_warps=4, flag=False)}),
         ({"config": Config.of("z", num_warps=16)}, {"config": Config.of("torch")}),
     ],
-    ids=["incumbent", "fewer warps", "smaller tile", "name", "kernel before torch"],
+    ids=["fewer warps", "smaller tile", "name", "kernel before torch"],
 )
 def test_ties_are_settled_by_rule(first: dict, second: dict) -> None:
     won, lost = make_trial("t1", 50.4, **first), make_trial("t2", 50.0, **second)
     assert derive_record([won, lost]).trial_uid == derive_record([lost, won]).trial_uid == "t1"
     beyond = make_trial("t1", 50.6, **first)
     assert derive_record([beyond, lost]).trial_uid == "t2"
+
+
+@pytest.mark.parametrize(
+    ("challenger_us", "winner"),
+    [
+        (49.9, "incumbent"),
+        (49.0, "incumbent"),  # a median 2 % better, but 49.5 × 1.01 = 50.0 is not below 49.5
+        (48.6, "incumbent"),  # 49.1 × 1.01 = 49.59
+        (48.5, "challenger"),  # 49.0 × 1.01 = 49.49
+    ],
+)
+def test_an_incumbent_falls_only_to_a_gain_surely_above_one_percent(challenger_us: float, winner: str) -> None:
+    """Intervals are the medians ± 0.5 µs; the incumbent's begins at 49.5."""
+    incumbent = make_trial("incumbent", 50.0, Config.of("z", num_warps=32), role=Role.INCUMBENT)
+    challenger = make_trial("challenger", challenger_us, Config.of("a", num_warps=1))
+    assert derive_record([incumbent, challenger]).trial_uid == winner
+    assert derive_record([challenger, incumbent]).trial_uid == winner
+
+
+def test_of_those_that_surely_beat_the_incumbent_the_rule_decides() -> None:
+    incumbent = make_trial("incumbent", 60.0, Config.of("y", num_warps=1), role=Role.INCUMBENT)
+    fastest, fewer = make_trial("a", 40.0, Config.of("a", num_warps=8)), make_trial("b", 40.2, Config.of("b", num_warps=4))
+    assert derive_record([incumbent, fastest, fewer]).trial_uid == "b"
+    unsure = make_trial("c", 40.1, Config.of("c", num_warps=2), measurement=replace(fastest.measurement, median_us=40.1, high_us=59.9))
+    assert derive_record([incumbent, fastest, fewer, unsure]).trial_uid == "b"
 
 
 def test_the_newest_race_decides_though_an_older_one_was_faster() -> None:

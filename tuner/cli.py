@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tuner.session import Session
 
 INTERRUPTED = 130
+MISSING = {
+    "triton": "Triton, which is not installed here; it comes for Linux alone",
+    "matplotlib": "matplotlib, which is not installed here: `pip install matplotlib`",
+}
 DEFAULT_ARCH = "sm_90"
 SQLITE_MAGIC = b"SQLite format 3\0"
 EPILOG = "Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted."
@@ -44,9 +48,9 @@ class Commands(click.Group):
         except (DatabaseError, Failure, WorkloadError) as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
-            if error.name != "triton":
+            if error.name not in MISSING:
                 raise
-            raise click.ClickException("this command needs Triton, which is not installed here; it comes for Linux alone") from error
+            raise click.ClickException(f"this command needs {MISSING[error.name]}") from error
         except ValueError as error:
             from kernels.settings import SettingsError
 
@@ -209,6 +213,22 @@ def export(arch: str | None, output: Path | None, db: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"can't write {output}: {error.strerror}") from error
+
+
+@main.command(epilog=EPILOG, short_help="Records as figures and a page.")
+@click.option("--arch", help="Only boards of this architecture.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="report", show_default=True, help="Folder to write to.")
+@options.db_option
+def report(arch: str | None, output: Path, db: Path | None) -> None:
+    """Draw the records of the databases, and those that ship: PNGs, and one page that needs no network."""
+    from kernels.settings import read_settings
+    from tuner.report.records import gathered, write_report
+
+    paths = [db] if db else [path for path in read_settings().databases if path.exists()]
+    try:
+        click.echo(f"{write_report(gathered(paths, arch, shipped=db is None), output)}")
+    except OSError as error:
+        raise click.ClickException(f"can't write to {output}: {error.strerror}") from error
 
 
 @main.command("import", epilog=EPILOG, short_help="Take in JSON Lines or databases.")

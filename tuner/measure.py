@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,19 +31,42 @@ Launch = Callable[[Tensors], object]
 """Launches one piece of work on a set of tensors; what it returns is kept alive, so that its memory is not reused at once."""
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How a graph's launches go around the sets. `refills_l2`: other data is read before each replay, and each launch has its own set."""
+
+    sets: int
+    launches: int
+    refills_l2: bool
+
+    @classmethod
+    def of(cls, set_bytes: int, device: Device) -> Rotation:
+        """For sets of `set_bytes`, so that COLD_L2S × L2 lie between two launches on one set, also from one graph to the next."""
+        floor_us = max(1.5, set_bytes / (device.bandwidth_gbs * 1e3) * 1.1)
+        launches = max(MIN_LAUNCHES, min(MAX_LAUNCHES, math.ceil(GRAPH_US / floor_us)))
+        rotating = max(2, math.ceil(COLD_L2S * device.l2_bytes / set_bytes))
+        if rotating > launches:
+            return cls(launches, launches, refills_l2=True)
+        rotation = cls(rotating, launches // rotating * rotating, refills_l2=False)
+        assert rotation.sets * set_bytes >= COLD_L2S * device.l2_bytes, "a set would be touched again before it left L2"
+        return rotation
+
+    def rounded(self, launches: int) -> int:
+        """So many launches or a few more: whole turns, for a graph that ended in mid-turn would leave sets in L2 for the next."""
+        return min(launches, self.sets) if self.refills_l2 else -(-launches // self.sets) * self.sets
+
+
 class Bench:
     """Sets of tensors of one Case, graphs of launches over them, and rounds of their times."""
 
-    def __init__(self, case: Case, device: Device, seed: int) -> None:
+    def __init__(self, case: Case, device: Device, seed: int, rotation: Rotation | None = None) -> None:
         self.case = case
-        floor_us = max(1.5, case.set_bytes / (device.bandwidth_gbs * 1e3) * 1.1)
-        self.launches = max(MIN_LAUNCHES, min(MAX_LAUNCHES, math.ceil(GRAPH_US / floor_us)))
-        rotating = max(2, math.ceil(COLD_L2S * device.l2_bytes / case.set_bytes))
-        self.sets = case.sets(min(rotating, self.launches), seed)
+        self.rotation = rotation or Rotation.of(case.set_bytes, device)
+        self.launches = self.rotation.launches
+        self.sets = case.sets(self.rotation.sets, seed)
         # Read, not written: dirty lines would be written back while the next entrant is timed.
         self._other_data = None
-        if len(self.sets) * case.set_bytes < COLD_L2S * device.l2_bytes:
-            assert len(self.sets) == self.launches, "a set would be touched twice without leaving L2"
+        if self.rotation.refills_l2:
             self._other_data = torch.zeros(COLD_L2S * device.l2_bytes // 4, dtype=torch.int32, device=case.device)
         self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, int]] = {}
         self._alive: list[object] = []
@@ -50,7 +74,7 @@ class Bench:
 
     def enter(self, name: object, launch: Launch, launches: int | None = None) -> None:
         """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before."""
-        count = launches or self.launches
+        count = self.rotation.rounded(launches or self.launches)
         launch(self.sets[0])
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

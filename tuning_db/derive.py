@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from tuning_db.model import TORCH_VARIANT, Measurement, Record, Role, Source, Status, Trial
 
 TIE = 1.01
-"""Medians within this ratio of the fastest are a tie."""
+"""Medians within this ratio of the fastest are a tie; a gain within it does not unseat an incumbent."""
+
+Entry: TypeAlias = tuple[Trial, Measurement]
 
 _FROM_TRIAL = tuple(spec.name for spec in fields(Record) if spec.name in Trial.__dataclass_fields__)
 _FROM_MEASUREMENT = tuple(spec.name for spec in fields(Record) if spec.name in Measurement.__dataclass_fields__)
@@ -19,10 +21,11 @@ _FROM_MEASUREMENT = tuple(spec.name for spec in fields(Record) if spec.name in M
 def derive_record(trials: Iterable[Trial]) -> Record | None:
     """The record that trials of one device, problem and source stand for: the winner of the newest final race, or None.
 
-    Older races are history, however fast. Within 1 % of the fastest median is a tie: the incumbent stays; else a kernel comes
-    before PyTorch, then fewer warps, the smaller tile (product of the other integer params) and the name decide.
+    Older races are history, however fast. An incumbent stays unless the race puts somebody's gain above 1 % for sure: the upper end of
+    that one's interval 1 % below the lower end of the incumbent's. Among the others, within 1 % of the fastest median is a tie: a
+    kernel comes before PyTorch, then fewer warps, the smaller tile (product of the other integer params) and the name decide.
     """
-    races: dict[tuple[str, str], list[tuple[Trial, Measurement]]] = {}
+    races: dict[tuple[str, str], list[Entry]] = {}
     for trial in trials:
         if trial.final and trial.status is Status.OK and trial.measurement:
             races.setdefault((trial.race_uid, trial.measurement.policy), []).append((trial, trial.measurement))
@@ -30,8 +33,7 @@ def derive_record(trials: Iterable[Trial]) -> Record | None:
         return None
     newest = max(races, key=lambda key: (max(trial.created_at for trial, _ in races[key]), key))
     race = races[newest]
-    fastest = min(measured.median_us for _, measured in race)
-    winner, measured = min((entry for entry in race if entry[1].median_us <= fastest * TIE), key=_tie_order)
+    winner, measured = _winner(race)
     torch_us = [timed.median_us for trial, timed in race if trial.role is Role.TORCH or trial.config.variant == TORCH_VARIANT]
     return Record(
         source=source_of(measured),
@@ -47,10 +49,20 @@ def source_of(measurement: Measurement) -> Source:
     return Source.MODELLED if measurement.policy.startswith("model") else Source.MEASURED
 
 
-def _tie_order(entry: tuple[Trial, Measurement]) -> tuple[Any, ...]:
+def _winner(race: list[Entry]) -> Entry:
+    """The incumbent, or the first by rule of those that are fastest among the ones that surely beat it."""
+    incumbents = [entry for entry in race if entry[0].role is Role.INCUMBENT]
+    if incumbents:
+        incumbent = min(incumbents, key=_tie_order)
+        race = [entry for entry in race if entry[1].high_us * TIE < incumbent[1].low_us] or [incumbent]
+    fastest = min(measured.median_us for _, measured in race)
+    return min((entry for entry in race if entry[1].median_us <= fastest * TIE), key=_tie_order)
+
+
+def _tie_order(entry: Entry) -> tuple[Any, ...]:
     trial, measurement = entry
     params = trial.config.params
     warps = int(params.pop("num_warps", 0))
     tile = math.prod(value for value in params.values() if isinstance(value, int) and not isinstance(value, bool))
     fixed = (trial.config.variant == TORCH_VARIANT, warps, tile, str(trial.config))
-    return (trial.role is not Role.INCUMBENT, *fixed, measurement.median_us, trial.uid)
+    return (*fixed, measurement.median_us, trial.uid)

@@ -17,6 +17,11 @@ def shipped_records(arch: str) -> tuple[list[Device], list[Record]]:
     return read_jsonl(file.read_text(encoding="utf-8"), origin=str(file)) if file.is_file() else ([], [])
 
 
+def shipped_archs() -> list[str]:
+    """The architectures that records ship for."""
+    return sorted(file.name.removesuffix(".jsonl") for file in (resources.files("tuning_db") / "shipped").iterdir())
+
+
 def write_jsonl(devices: Iterable[Device], records: Iterable[Record]) -> str:
     """One line each, devices first, sorted, so that a diff shows what changed. Times and fractions keep four decimals."""
     lines = [canonical_json({"device": to_dict(device)}) for device in sorted(devices, key=lambda device: device.uid)]

@@ -1,0 +1,1 @@
+"""Figures and a page of what was measured. Needs matplotlib, so only report commands import its modules."""
