@@ -1,4 +1,4 @@
-"""Calls every config of every variant on odd inputs, for compute-sanitizer to watch; no test itself.
+"""Calls every config of every forward variant on odd inputs, for compute-sanitizer to watch; no test itself.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/sanitizer_calls.py
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python tests/sanitizer_calls.py
@@ -16,7 +16,7 @@ import torch
 from kernels.device import describe
 from kernels.geometry import geometry_of
 from kernels.launch import build_launcher
-from kernels.variants import VARIANTS, candidates
+from kernels.variants import candidates
 
 SHAPES = {
     "whole_row": ((3, 129), (5, 1000), (2, 4097)),
@@ -43,7 +43,7 @@ def call(name: str, x: torch.Tensor, axis: int) -> int:
 
 def main() -> None:
     """All variants, or the one named; x contiguous, misaligned by one element, and (last axis) as a slice of wider rows."""
-    for name in sys.argv[1:] or VARIANTS:
+    for name in sys.argv[1:] or SHAPES:
         launches = 0
         for shape in SHAPES[name]:
             axis = 1 if len(shape) == 3 else len(shape) - 1

@@ -1,4 +1,4 @@
-"""Every kernel variant against float64: sizes, dtypes, strides, hard values; under the interpreter, or on the GPU where there is one."""
+"""Every forward variant against float64: sizes, dtypes, strides, hard values; interpreted, or on the GPU where there is one."""
 
 import itertools
 import math
@@ -10,11 +10,12 @@ import torch
 from kernels.device import current_device
 from kernels.geometry import Geometry, geometry_of
 from kernels.launch import OPTIONS, build_launcher
-from kernels.variants import VARIANTS, candidates, space
+from kernels.variants import candidates, space
 from oracle import (
     DEVICE,
     DEVICE_INDEX,
     DTYPES,
+    FORWARD_VARIANTS,
     Fenced,
     assert_rmsnorm,
     dtype_names,
@@ -32,8 +33,8 @@ SPLIT_COLS = (1025, 2049, 4097, 5000, 9216, 9217, 9232, 12289, 40000)
 PAIRS = [(x, w) for x in DTYPES for w in (None, *DTYPES)]
 """Every dtype of x with every dtype of the weight."""
 
-ROW_VARIANTS = [name for name, variant in VARIANTS.items() if "contiguous" in variant.LAYOUTS]
-STRIDED_VARIANTS = [name for name, variant in VARIANTS.items() if "strided_axis" in variant.LAYOUTS]
+ROW_VARIANTS = [name for name, variant in FORWARD_VARIANTS.items() if "contiguous" in variant.LAYOUTS]
+STRIDED_VARIANTS = [name for name, variant in FORWARD_VARIANTS.items() if "strided_axis" in variant.LAYOUTS]
 
 
 def launch(config: Config, x: torch.Tensor, weight: torch.Tensor | None, y: torch.Tensor, eps: float = 1e-6, axis: int = -1) -> None:
@@ -87,7 +88,7 @@ def size_cases() -> Iterator[tuple[str, int, int, tuple[torch.dtype, torch.dtype
     for variant in ROW_VARIANTS:
         pairs = itertools.cycle(PAIRS)
         for cols in SPLIT_COLS if variant == "split_row" else ROW_COLS:
-            if variant == "multi_row" and cols > VARIANTS[variant].MAX_COLS:
+            if variant == "multi_row" and cols > FORWARD_VARIANTS[variant].MAX_COLS:
                 continue  # no config of it is valid there
             for rows in (1, 2) if variant == "split_row" else (1, 2, 65):
                 yield variant, rows, cols, next(pairs)
@@ -115,7 +116,7 @@ def test_dtypes(variant, x_dtype, w_dtype):
     check(spread(legal(variant, x, weight, y.view), 2), x, weight, y)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_result_of_another_dtype(variant):
     shape, axis = ((5, 2100), -1) if variant in ROW_VARIANTS else ((33, 5), 0)
     x = random_x(shape, torch.bfloat16, axis=axis)
@@ -223,7 +224,7 @@ SMALL_PROBLEMS = [
 """Ordered so that each config finds a cheap one that it is legal for."""
 
 
-@pytest.mark.parametrize("config", distinct([config for name in VARIANTS for config in sorted(space(name), key=str)]), ids=str)
+@pytest.mark.parametrize("config", distinct([config for name in FORWARD_VARIANTS for config in sorted(space(name), key=str)]), ids=str)
 def test_every_config(config):
     """Each set of constexprs in each space, at a small problem that is legal for it."""
     for (shape, axis), dtype in SMALL_PROBLEMS:
@@ -239,7 +240,7 @@ def test_every_config(config):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_a_bad_row_leaves_the_others_alone(variant, value):
     """NaN or infinity in row 1: its result is what the formula gives, the bits of all other rows are those without it."""
     axis = 1 if variant in ROW_VARIANTS else 0
@@ -257,7 +258,7 @@ def test_a_bad_row_leaves_the_others_alone(variant, value):
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e6])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_eps(variant, eps):
     """A row of zeros gives zeros with any eps but 0, where the formula divides 0 by 0."""
     axis = 1 if variant in ROW_VARIANTS else 0
@@ -269,10 +270,10 @@ def test_eps(variant, eps):
     assert zero_row.isnan().all() if eps == 0 else (zero_row == 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_in_place(variant):
     """Where a variant says that y may be x, that gives the same bits as y beside x."""
-    if not VARIANTS[variant].IN_PLACE:
+    if not FORWARD_VARIANTS[variant].IN_PLACE:
         pytest.skip("the variant says that it can't, so the dispatcher never picks it for out=x")
     axis = 1 if variant in ROW_VARIANTS else 0
     shape = (5, 5000) if axis and variant != "multi_row" else (5, 300) if axis else (600, 5)
