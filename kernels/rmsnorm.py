@@ -68,11 +68,12 @@ def rmsnorm(
             RMSNORM_BACKEND in the environment replaces "auto".
         batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it
             (among tensors whose pointers and strides are multiples of 16 bytes, or all are not). Only for rows whose elements are
-            adjacent; slower for rows of more than 32768 elements.
+            adjacent; slower for rows of more than 32768 elements. It says nothing of the gradients.
 
     Returns:
-        A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Inputs that require
-        grad go through PyTorch, differentiably.
+        A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Differentiable: the
+        gradients come from tuned kernels too (`kernels.backward.prepare_backward` says which strides are read in place), are the same
+        bits in every run, and can be differentiated once more (create_graph=True), by PyTorch's operations.
 
     Raises:
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
@@ -142,14 +143,15 @@ def _prepare(
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
     if x.device.type != "cuda" and not interpreting() and _has_triton():
         raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
-    reason = _why_not_triton(x, weight, needs_grad)
+    reason = _why_not_triton(x, weight)
     if reason:
         if backend == "triton":
             raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
         return _torch_plan(axis, "torch_requested")
     if out is not None:
         check_out_memory(x, out)
-    return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+    plan = _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+    return _differentiable_plan(plan, axis % x.dim()) if needs_grad else plan
 
 
 def _has_triton() -> bool:
@@ -157,7 +159,7 @@ def _has_triton() -> bool:
     return sys.platform == "linux" and importlib.util.find_spec("triton") is not None
 
 
-def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None) -> str:
     """Why no kernel serves these inputs; empty if one does."""
     if not _has_triton():
         return "Triton is not installed"
@@ -166,11 +168,18 @@ def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bo
             return f"{name} is a {type(tensor).__name__}, which has operations of its own"
     if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
         return "a float64 tensor is served by PyTorch only"
-    if needs_grad:
-        return "an input requires grad, which is served by PyTorch for now"
     if torch.jit.is_tracing():
         return "torch.jit.trace records PyTorch operations only"
     return ""
+
+
+def _differentiable_plan(plan: _Plan, axis: int) -> _Plan:
+    """The plan as a node of autograd's graph; PyTorch's operations are that already."""
+    if plan.served_by in ("torch", "torch_requested"):
+        return plan
+    from kernels.autograd import Differentiable
+
+    return _Plan(Differentiable(plan.call, axis, active_override()), plan.served_by)
 
 
 def _torch_plan(axis: int, served_by: str) -> _Plan:
