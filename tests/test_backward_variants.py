@@ -13,7 +13,7 @@ from kernels.device import current_device
 from kernels.geometry import Geometry
 from kernels.launch import OPTIONS
 from kernels.variants import candidates, space
-from kernels.variants.backward_common import MAX_TURNS, walkers
+from kernels.variants.backward_common import MAX_TURNS, REGISTERS_PER_SM, walkers
 from oracle import (
     BACKWARD_VARIANTS,
     DEVICE,
@@ -238,6 +238,13 @@ def test_walkers(rows, most, rows_per_turn):
     assert 1 <= programs <= min(tiles, max(most, -(-tiles // MAX_TURNS)))
     assert -(-tiles // programs) <= max(-(-tiles // most), 1)
     assert -(-tiles // programs) <= MAX_TURNS
+
+
+@pytest.mark.parametrize("config", sorted(space("backward_split_row"), key=str), ids=str)
+def test_programs_that_wait_for_each_other_fit_an_sm(config):
+    """All programs of a group must run at once: no config may use more registers than let programs_per_sm of them onto an SM."""
+    threads = int(config.params["num_warps"]) * 32
+    assert int(config.params["maxnreg"]) * threads * int(config.params["programs_per_sm"]) <= REGISTERS_PER_SM
 
 
 def test_many_partial_rows():
