@@ -109,7 +109,8 @@ def stats() -> dict[str, int]:
     """How many distinct kinds of calls (shape, strides, dtypes, device, …) each tier of the ladder serves in this process.
 
     Keys are tier names in lower case: `exact`, `nearest_rows`, `nearest_cols`, `nearest_device`, `modelled`, `heuristic`, `torch`,
-    `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (gradients, fp64, backend="torch").
+    `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (fp64, backend="torch"). Backwards
+    are not counted.
     """
     return dict(Counter(plan.served_by for plan in list(_plans.values())))
 

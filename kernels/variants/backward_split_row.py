@@ -40,7 +40,7 @@ IN_PLACE = False
 
 MAX_SPLIT = 256
 MAX_ROWS = 2**22
-"""Slots of the workspace are counted in 32 bits. A slot takes 8 bytes a chunk and 8 more: at most 1/170 of the row itself."""
+"""Slots of the workspace are counted in 32 bits. A slot takes 8 bytes a chunk and 8 more, some 1 % of what the row takes at most."""
 
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
@@ -128,8 +128,12 @@ def backward_split_row_kernel(
     part, group = tl.program_id(0), tl.program_id(1)  # the parts of a row are neighbours in launch order
     split, groups = tl.num_programs(0), tl.num_programs(1)
     aligned_cols = cols // ALIGN * ALIGN
-    col = part * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    mask = None if EXACT else col < aligned_cols
+    chunk = BLOCK_COLS
+    if not EXACT:  # near-equal chunks, each starting on an aligned column; the last is the shortest, and never empty, as in split_row
+        chunk = tl.cdiv(tl.cdiv(cols, split), ALIGN) * ALIGN
+    col = part * chunk + tl.arange(0, BLOCK_COLS)
+    end = tl.minimum((part + 1) * chunk, aligned_cols) // ALIGN * ALIGN
+    mask = None if EXACT else col < end
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
     dx_stride = aligned_cols.to(tl.int64)
@@ -139,15 +143,15 @@ def backward_split_row_kernel(
         w = tl.load(w_ptr + col, mask=mask, other=None if EXACT else 0.0)
     dw = tl.zeros([BLOCK_COLS], dtype=tl.float32)
     # Ahead by one turn: this row's sums are published, the chunk of the row after it is loaded.
-    x = load_chunk(x_ptr, group, x_stride, col, col < aligned_cols)
-    dy = load_chunk(dy_ptr, group, dy_stride, col, col < aligned_cols)
+    x = load_chunk(x_ptr, group, x_stride, col, col < end)
+    dy = load_chunk(dy_ptr, group, dy_stride, col, col < end)
     before = publish(workspace_ptr + group * (1 + PARTS), part, x, dy, w, HAS_WEIGHT)
-    in_row = col < tl.where(group + groups < rows, aligned_cols, 0)
+    in_row = col < tl.where(group + groups < rows, end, 0)
     x = load_chunk(x_ptr, group + groups, x_stride, col, in_row)
     dy = load_chunk(dy_ptr, group + groups, dy_stride, col, in_row)
     for row in range(group, rows.to(tl.int32), groups):
         following = row + groups
-        in_row = col < tl.where(following + groups < rows, aligned_cols, 0)
+        in_row = col < tl.where(following + groups < rows, end, 0)
         next_x = load_chunk(x_ptr, following + groups, x_stride, col, in_row)
         next_dy = load_chunk(dy_ptr, following + groups, dy_stride, col, in_row)
         before_following = before
@@ -171,8 +175,8 @@ def backward_split_row_kernel(
             squares = tl.zeros([PARTS], dtype=tl.float32)
             products = tl.zeros([PARTS], dtype=tl.float32)
             for other in range(split):
-                other_col = other * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-                other_mask = other_col < aligned_cols
+                other_col = other * chunk + tl.arange(0, BLOCK_COLS)
+                other_mask = other_col < tl.minimum((other + 1) * chunk, aligned_cols) // ALIGN * ALIGN
                 other_w = other_col
                 if HAS_WEIGHT:
                     other_w = tl.load(w_ptr + other_col, mask=other_mask, other=0.0)
@@ -184,8 +188,8 @@ def backward_split_row_kernel(
 
         rstd = tl.rsqrt(tl.sum(squares) / cols + eps)
         projection = tl.sum(products) * rstd / cols
-        x_hat = load_chunk(x_ptr, row, x_stride, col, col < aligned_cols).to(tl.float32) * rstd
-        row_dy = load_chunk(dy_ptr, row, dy_stride, col, col < aligned_cols)
+        x_hat = load_chunk(x_ptr, row, x_stride, col, col < end).to(tl.float32) * rstd
+        row_dy = load_chunk(dy_ptr, row, dy_stride, col, col < end)
         if partials_ptr is not None:
             dw = tl.fma(row_dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
