@@ -4,9 +4,10 @@ from kernels import rmsnorm
 y = rmsnorm(x, weight)
 """
 
+from kernels.module import RMSNorm
 from kernels.overrides import override
 from kernels.rmsnorm import rmsnorm, stats
 from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "override", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "RMSNorm", "override", "rmsnorm", "stats"]
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ import torch
 
 from tuning_db.model import Device
 
-INTERPRETER = Device(arch="interpreter", sm_count=1, l2_bytes=0, shared_bytes=0, bandwidth_gbs=0, name="Triton's interpreter")
+INTERPRETER = Device(arch="interpreter", sm_count=4, l2_bytes=0, shared_bytes=2**30, bandwidth_gbs=0, name="Triton's interpreter")
 """Stands for the CPU under TRITON_INTERPRET=1."""
 
 

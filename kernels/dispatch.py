@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import triton
 
+from kernels.backward_launch import BackwardLauncher, build_backward_launcher
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
-from kernels.launch import Allocate, Launcher, build_launcher
+from kernels.launch import Allocate, build_launcher
 from kernels.overrides import active_override
 from kernels.settings import read_settings, user_database
 from kernels.variants import VARIANTS, is_legal, source_hash
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Tier, Trial
+from tuning_db.model import BACKWARD, TORCH_VARIANT, Config, Device, Problem, Record, Tier, Trial
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
@@ -36,7 +39,8 @@ class Choice:
     """What the ladder answered for one kind of call, and the launch it prepared (None: PyTorch runs)."""
 
     pick: Pick
-    launch: Launcher | None
+    launch: Any
+    """A Launcher, or of a backward a BackwardLauncher."""
 
     @property
     def served_by(self) -> str:
@@ -131,10 +135,28 @@ def choose_and_prepare(
         # Rows at two strides are summed as those at one: how many strides there are can depend on how many rows there are.
         problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
     pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
+    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate))
+
+
+def choose_and_prepare_backward(
+    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, config: Config | None, *, wants_dx: bool, wants_dw: bool
+) -> Choice:
+    """As `choose_and_prepare`, for a backward. dtypes are those of x, w and dy; `config` overrides the ladder where it is legal."""
+    problem = geometry.problem(*dtypes, op=BACKWARD)
+    pick = pick_config(problem, device_of(device_index), config=config)
+
+    def build(config: Config) -> BackwardLauncher:
+        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw)
+
+    return prepared(pick, problem, build)
+
+
+def prepared(pick: Pick, problem: Problem, build: Callable[[Config], Any]) -> Choice:
+    """The Choice that a Pick leads to, once `build` has made its launcher."""
     if pick.config.variant == TORCH_VARIANT:
         return Choice(pick, None)
     try:
-        launch = build_launcher(pick.config, geometry, dtypes, device_index, allocate)
+        launch = build(pick.config)
     except triton.runtime.errors.OutOfResources as error:
         # A modelled or neighbour's config can ask for more than this board has.
         log.warning("%s can't run on this GPU (%s); PyTorch serves %s", pick.config, error, problem)

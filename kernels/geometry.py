@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuning_db.model import Problem, bucket_rows
+from tuning_db.model import FORWARD, Problem, bucket_rows
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Rows of `cols` elements in x and y. Strides in elements.
+    """Rows of `cols` elements in x and y, or in x and dy, for which y's strides stand in a backward. Strides in elements.
 
     Row r starts at (r // inner_rows) * outer_stride + (r % inner_rows) * row_stride. With one stride from row to row inner_rows is 0
     and the outer strides are 0. In layout `strided_axis` inner_rows is at least 1 and the elements of a row are col_stride apart.
@@ -28,15 +28,15 @@ class Geometry:
     y_row_stride: int
     y_col_stride: int
 
-    def problem(self, x_dtype: str, w_dtype: str, y_dtype: str) -> Problem:
-        """The Problem of this call of `rmsnorm`: rows and inner rows bucketed, strides forgotten."""
-        return problem_of(self.layout, self.rows, self.cols, self.inner_rows, (x_dtype, w_dtype, y_dtype))
+    def problem(self, x_dtype: str, w_dtype: str, y_dtype: str, op: str = FORWARD) -> Problem:
+        """The Problem of this call: rows and inner rows bucketed, strides forgotten."""
+        return problem_of(self.layout, self.rows, self.cols, self.inner_rows, (x_dtype, w_dtype, y_dtype), op)
 
 
-def problem_of(layout: str, rows: int, cols: int, inner_rows: int, dtypes: tuple[str, str, str]) -> Problem:
-    """The one place that makes a Problem of a call's numbers. dtypes are those of x, w (or `none`) and y."""
+def problem_of(layout: str, rows: int, cols: int, inner_rows: int, dtypes: tuple[str, str, str], op: str = FORWARD) -> Problem:
+    """The one place that makes a Problem of a call's numbers. dtypes are those of x, w (or `none`) and y (or dy)."""
     interleaved = bucket_rows(inner_rows) if layout == "strided_axis" else 1
-    return Problem("rmsnorm", *dtypes, bucket_rows(rows), cols, layout, interleaved)
+    return Problem(op, *dtypes, bucket_rows(rows), cols, layout, interleaved)
 
 
 def geometry_of(shape: Sequence[int], x_strides: Sequence[int], y_strides: Sequence[int], axis: int) -> Geometry | None:

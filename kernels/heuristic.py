@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from kernels.backward_heuristic import backward_misfit
 from kernels.variants import candidates
 from kernels.variants.common import next_power_of_2
-from tuning_db.model import Config, Device, Problem, itemsize
+from tuning_db.model import BACKWARD, Config, Device, Problem, itemsize
 
 WHOLE_ROW_BYTES = 2**15
 """A row up to here is one program's: beyond, several programs a row keep more bytes in flight (H100, bf16: 1.2 × at 1 × 32768 columns)."""
@@ -22,7 +23,8 @@ TILE_BYTES = 2**13
 def heuristic_config(problem: Problem, device: Device, allowed: Callable[[Config], bool] | None = None) -> Config | None:
     """The legal (and allowed) config nearest to the rule's wishes, or None where no variant serves the problem."""
     legal = [config for config in candidates(problem, device) if allowed is None or allowed(config)]
-    return min(legal, key=lambda config: (*_misfit(config, problem, device), str(config)), default=None)
+    misfit = backward_misfit if problem.op == BACKWARD else _misfit
+    return min(legal, key=lambda config: (*misfit(config, problem, device), str(config)), default=None)
 
 
 def _misfit(config: Config, problem: Problem, device: Device) -> tuple[int, float]:

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from kernels.device import interpreting
 from kernels.geometry import Geometry
-from kernels.variants import VARIANTS, split_row
+from kernels.variants import VARIANTS, jit_function, split_row
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
 
@@ -29,7 +29,7 @@ Allocate: TypeAlias = Callable[[], torch.Tensor]
 OPTIONS = ("num_warps", "maxnreg")
 """Params of a config that are launch options; all others are constexprs of the kernel in lower case."""
 
-TYPE_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+TYPE_NAMES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int64": "*i64", NO_WEIGHT: "constexpr"}
 
 POINTERS = ("y_ptr", "x_ptr", "w_ptr", "workspace_ptr")
 
@@ -39,9 +39,8 @@ class Binary:
     """What decides the machine code: two launches with equal Binary share one compiled kernel. Rows and strides are not in it."""
 
     variant: str
-    x_dtype: str
-    w_dtype: str
-    y_dtype: str
+    pointers: tuple[tuple[str, str], ...]
+    """Each pointer argument with the dtype it points to; `none` where None is passed."""
     constexprs: tuple[tuple[str, int | bool], ...]
     options: tuple[tuple[str, int], ...]
     aligned: bool
@@ -65,13 +64,14 @@ def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool) -> dict[s
 
 
 def binary_of(config: Config, dtypes: tuple[str, str, str], arguments: Mapping[str, Any], *, aligned: bool) -> Binary:
-    """The Binary that launches `config` with `arguments`; dtypes are those of x, w and y."""
+    """The Binary that launches `config` with `arguments`; dtypes are those of x, w and y (of a backward x, w and dy)."""
     x_dtype, w_dtype, y_dtype = dtypes
+    pointers = {"y_ptr": y_dtype, "x_ptr": x_dtype, "w_ptr": w_dtype, "workspace_ptr": "int64"}
+    partials_dtype = NO_WEIGHT if w_dtype == NO_WEIGHT else "float32"
+    pointers |= {"dx_ptr": x_dtype, "partials_ptr": partials_dtype, "dy_ptr": y_dtype}  # of a backward
     return Binary(
         variant=config.variant,
-        x_dtype=x_dtype,
-        w_dtype=w_dtype,
-        y_dtype=y_dtype,
+        pointers=tuple((name, pointers[name]) for name in jit_function(config.variant).arg_names if name in pointers),
         constexprs=tuple((name, value) for name, value in arguments.items() if name.isupper()),
         options=tuple((name, int(config.params[name])) for name in OPTIONS if name in config.params),
         aligned=aligned,
@@ -80,13 +80,8 @@ def binary_of(config: Config, dtypes: tuple[str, str, str], arguments: Mapping[s
 
 def compile_binary(binary: Binary, target: GPUTarget) -> CompiledKernel:
     """Compile for a target, which needs no GPU, or take the binary from Triton's disk cache."""
-    function = VARIANTS[binary.variant].kernel.fn.fn
-    pointers = {
-        "y_ptr": "*" + TYPE_NAMES[binary.y_dtype],
-        "x_ptr": "*" + TYPE_NAMES[binary.x_dtype],
-        "w_ptr": "constexpr" if binary.w_dtype == NO_WEIGHT else "*" + TYPE_NAMES[binary.w_dtype],
-        "workspace_ptr": "*i64",
-    }
+    function = jit_function(binary.variant)
+    pointers = {name: TYPE_NAMES[dtype] for name, dtype in binary.pointers}
     signature, attributes = {}, {}
     for position, param in enumerate(function.params):
         if param.name in pointers:
@@ -95,9 +90,7 @@ def compile_binary(binary: Binary, target: GPUTarget) -> CompiledKernel:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[param.name] = "constexpr" if param.is_constexpr else param.annotation_type
-    constexprs: dict[str, Any] = dict(binary.constexprs)
-    if binary.w_dtype == NO_WEIGHT:
-        constexprs["w_ptr"] = None
+    constexprs: dict[str, Any] = {**dict(binary.constexprs), **{name: None for name, dtype in binary.pointers if dtype == NO_WEIGHT}}
     source = ASTSource(function, signature, constexprs, attributes)
     return triton.compile(source, target=target, options={**dict(binary.options), "enable_fp_fusion": True})
 

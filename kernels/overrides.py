@@ -14,7 +14,9 @@ active_override = _override.get
 
 @contextlib.contextmanager
 def override(config: Config) -> Iterator[None]:
-    """Within the `with` block, this thread's calls run `config` where it is legal. For experiments and tests.
+    """Within the `with` block, this thread's calls run `config` where it is legal; so do the backwards of those calls, wherever they run.
+
+    For experiments and tests.
 
     with override(Config.of("whole_row", num_warps=8, weight_first=True)):
         y = rmsnorm(x, weight)

@@ -12,6 +12,7 @@ import torch
 
 from kernels.device import interpreting
 from kernels.geometry import geometry_of
+from kernels.overrides import active_override
 from kernels.reference import rmsnorm_torch
 from kernels.settings import read_settings
 from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, overlap_offset
@@ -45,14 +46,15 @@ def prepare(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
     if x.device.type != "cuda" and not interpreting() and has_triton():
         raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
-    reason = _why_not_triton(x, weight, needs_grad)
+    reason = _why_not_triton(x, weight)
     if reason:
         if backend == "triton":
             raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
         return _torch_plan(axis, "torch_requested")
     if out is not None:
         check_out_memory(x, out)
-    return _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+    plan = _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
+    return _differentiable_plan(plan, axis % x.dim()) if needs_grad else plan
 
 
 def has_triton() -> bool:
@@ -60,7 +62,7 @@ def has_triton() -> bool:
     return sys.platform == "linux" and importlib.util.find_spec("triton") is not None
 
 
-def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bool) -> str:
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None) -> str:
     """Why no kernel serves these inputs; empty if one does."""
     if not has_triton():
         return "Triton is not installed"
@@ -69,11 +71,18 @@ def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None, needs_grad: bo
             return f"{name} is a {type(tensor).__name__}, which has operations of its own"
     if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
         return "a float64 tensor is served by PyTorch only"
-    if needs_grad:
-        return "an input requires grad, which is served by PyTorch for now"
     if torch.jit.is_tracing():
         return "torch.jit.trace records PyTorch operations only"
     return ""
+
+
+def _differentiable_plan(plan: Plan, axis: int) -> Plan:
+    """The plan as a node of autograd's graph; PyTorch's operations are that already."""
+    if plan.served_by in ("torch", "torch_requested"):
+        return plan
+    from kernels.autograd import Differentiable
+
+    return Plan(Differentiable(plan.call, axis, active_override()), plan.served_by)
 
 
 def _torch_plan(axis: int, served_by: str) -> Plan:

@@ -1,4 +1,4 @@
-"""RMSNorm by PyTorch: what runs where no kernel does, and the oracle of the tests."""
+"""RMSNorm and its gradients by PyTorch: what runs where no kernel does."""
 
 from __future__ import annotations
 
@@ -25,3 +25,25 @@ def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis
         shape[axis] = cols
         y = y * weight.to(y.dtype).view(shape)
     return y.to(x.dtype)
+
+
+def rmsnorm_backward_torch(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """dx and dw of `rmsnorm_torch`, themselves differentiable; fp32 arithmetic, results in the dtypes of x and weight.
+
+    With x̂ = x / sqrt(mean(x², axis) + eps) and g = dy · w: dx = (g − x̂ · mean(g · x̂)) / sqrt(mean(x²) + eps), dw = Σ dy · x̂.
+    """
+    wide, wide_dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
+    rstd = torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
+    x_hat = wide * rstd
+    g, dw = wide_dy, None
+    if weight is not None:
+        shape = [1] * x.dim()
+        shape[axis] = x.shape[axis]
+        g = wide_dy * weight.to(wide_dy.dtype).view(shape)
+        others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
+        dw = wide_dy * x_hat
+        dw = (dw.sum(others) if others else dw).to(weight.dtype)
+    dx = rstd * (g - x_hat * (g * x_hat).mean(axis, keepdim=True))
+    return dx.to(x.dtype), dw

@@ -49,11 +49,12 @@ def rmsnorm(
             RMSNORM_BACKEND in the environment replaces "auto".
         batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it
             (among tensors whose pointers and strides are multiples of 16 bytes, or all are not). Only for rows whose elements are
-            adjacent; slower for rows of more than 32768 elements.
+            adjacent; slower for rows of more than 32768 elements. It says nothing of the gradients.
 
     Returns:
-        A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Inputs that require
-        grad go through PyTorch, differentiably.
+        A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Differentiable: the
+        gradients come from tuned kernels too (`kernels.backward.prepare_backward` says which strides are read in place), are the same
+        bits in every run, and can be differentiated once more (create_graph=True), by PyTorch's operations.
 
     Raises:
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
@@ -109,7 +110,8 @@ def stats() -> dict[str, int]:
     """How many distinct kinds of calls (shape, strides, dtypes, device, …) each tier of the ladder serves in this process.
 
     Keys are tier names in lower case: `exact`, `nearest_rows`, `nearest_cols`, `nearest_device`, `modelled`, `heuristic`, `torch`,
-    `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (gradients, fp64, backend="torch").
+    `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (fp64, backend="torch"). Backwards
+    are not counted.
     """
     return dict(Counter(plan.served_by for plan in list(_plans.values())))
 

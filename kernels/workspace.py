@@ -4,12 +4,14 @@ Kernels on one stream run one after another, so they share a piece. A graph may 
 graphs, so each gets memory that nobody else ever uses. That memory is cut from a slab zeroed outside of captures; where no slab has
 room (or the very first call is a captured one) the piece is allocated and zeroed within the graph, which adds a node to it.
 
-Pieces are also separate for each split, because a counter only ever grows by whole multiples of the split that uses it.
+Pieces are also separate for each way to use them (`split`: how many programs share a row, and for a backward that it is one), because
+a counter only ever grows by whole multiples of the split that uses it, and slots lie where the kernel that uses them puts them.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,18 +35,18 @@ class _Capture:
     """The pieces of the capture that a stream is in, or was in last."""
 
     identity: int | None
-    pieces: dict[int, torch.Tensor] = field(default_factory=dict)
+    pieces: dict[Hashable, torch.Tensor] = field(default_factory=dict)
 
 
-_by_stream: dict[tuple[int, int, int], torch.Tensor] = {}
+_by_stream: dict[tuple[int, int, Hashable], torch.Tensor] = {}
 _captures: dict[tuple[int, int], _Capture] = {}
 _slabs: dict[int, _Slab] = {}
 _retired: list[torch.Tensor] = []  # used slabs, which captured graphs point into, and outgrown pieces; at most as much again as is used
 _slab_lock = threading.Lock()  # taken where a slab is cut or replaced, never by a usual call
 
 
-def workspace(device_index: int, stream: int, split: int, words: int) -> torch.Tensor:
-    """At least `words` 64-bit words whose counters hold a multiple of `split`, for a launch on `stream` of the current device."""
+def workspace(device_index: int, stream: int, split: Hashable, words: int) -> torch.Tensor:
+    """At least `words` 64-bit words whose counters hold a multiple of the split, for a launch on `stream` of the current device."""
     if torch._C._cuda_isCurrentStreamCapturing():
         return _captured(device_index, stream, split, words)
     piece = _by_stream.get((device_index, stream, split))
@@ -59,7 +61,7 @@ def workspace(device_index: int, stream: int, split: int, words: int) -> torch.T
     return piece
 
 
-def _captured(device_index: int, stream: int, split: int, words: int) -> torch.Tensor:
+def _captured(device_index: int, stream: int, split: Hashable, words: int) -> torch.Tensor:
     identity = capture_id(stream)
     capture = _captures.get((device_index, stream))
     if capture is None or identity is None or capture.identity != identity:

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
+from kernels.variants import VARIANTS
 from tuner.verify import relative_tolerance
+from tuning_db.model import BACKWARD, FORWARD
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 """Where kernels run in these tests: the CPU under Triton's interpreter, else the current GPU."""
+
+FORWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == FORWARD}
+BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == BACKWARD}
 
 DEVICE_INDEX = -1 if INTERPRETED else 0
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

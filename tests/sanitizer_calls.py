@@ -13,10 +13,12 @@ import sys
 
 import torch
 
+from kernels.backward_launch import build_backward_launcher
 from kernels.device import describe
 from kernels.geometry import geometry_of
 from kernels.launch import build_launcher
 from kernels.variants import VARIANTS, candidates
+from tuning_db.model import BACKWARD
 
 SHAPES = {
     "whole_row": ((3, 129), (5, 1000), (2, 4097)),
@@ -25,19 +27,27 @@ SHAPES = {
     "split_row": ((2, 4097), (3, 9217), (3, 40001)),
     "cluster_row": ((2, 4097), (3, 9217), (3, 40001)),
     "strided_axis": ((3, 129, 5), (1, 4097, 33), (2, 1000, 64)),
+    "backward_whole_row": ((3, 129), (300, 1000), (200, 4097)),
+    "backward_multi_row": ((1, 1), (65, 7), (3000, 129), (1700, 1000)),
+    "backward_split_row": ((2, 4097), (40, 9217), (30, 40001)),
 }
 
 
 def call(name: str, x: torch.Tensor, axis: int) -> int:
     """Launch every legal config of a variant on x; how many there were."""
     weight = torch.rand(x.shape[axis], device="cuda", dtype=torch.float32)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x)  # or dx
+    dy = torch.randn_like(y)
     geometry = geometry_of(x.shape, x.stride(), y.stride(), axis)
     assert geometry is not None
     dtypes = (str(x.dtype).removeprefix("torch."), "float32", str(x.dtype).removeprefix("torch."))
-    configs = [config for config in candidates(geometry.problem(*dtypes), describe(0)) if config.variant == name]
+    op = VARIANTS[name].OP
+    configs = [config for config in candidates(geometry.problem(*dtypes, op=op), describe(0)) if config.variant == name]
     for config in configs:
-        build_launcher(config, geometry, dtypes, 0)(y, x, weight, 1e-6)
+        if op == BACKWARD:
+            build_backward_launcher(config, geometry, dtypes, 0)(y, torch.empty_like(weight), dy, x, weight, 1e-6)
+        else:
+            build_launcher(config, geometry, dtypes, 0)(y, x, weight, 1e-6)
         torch.cuda.synchronize()
     return len(configs)
 

@@ -93,7 +93,6 @@ INVALID = {
     "backend unknown": (lambda: {"backend": "cuda"}, "cuda"),
     "backend None": (lambda: {"backend": None}, "None"),
     "triton for float64": (lambda: {"x": ones(*X, dtype=torch.float64), "backend": "triton"}, "float64"),
-    "triton for gradients": (lambda: {"x": ones(*X).requires_grad_(), "backend": "triton"}, "grad"),
     "out of another shape": (lambda: {"out": ones(8, 4)}, r"\(8, 4\)"),
     "out of another dtype": (lambda: {"out": ones(*X, dtype=torch.float16)}, "float16"),
     "out elsewhere": (lambda: {"out": torch.ones(X, device="meta")}, "meta"),

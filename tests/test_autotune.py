@@ -5,7 +5,7 @@ import torch
 
 from kernels.device import INTERPRETER, current_device, interpreting
 from kernels.geometry import geometry_of
-from kernels.variants import VARIANTS, candidates, cluster_row
+from kernels.variants import VARIANTS, candidates, cluster_row, jit_function
 from kernels.variants.common import config_params
 from oracle import DEVICE, dtype_names
 from tuning_db.model import Config
@@ -17,6 +17,9 @@ CALLS = {
     "split_row": ((4, 40_000), 1),
     "cluster_row": ((4, 40_000), 1),
     "strided_axis": ((3, 100, 64), 1),
+    "backward_whole_row": ((64, 4096), 1),
+    "backward_multi_row": ((640, 128), 1),
+    "backward_split_row": ((4, 16_384), 1),
 }
 
 
@@ -30,9 +33,9 @@ def test_autotune_keeps_the_legal_configs(name, weighted, monkeypatch):
     weight = torch.empty(shape[axis], device=DEVICE) if weighted else None
     geometry = geometry_of(x.shape, x.stride(), x.stride(), axis)
     kernel = VARIANTS[name].kernel
-    arguments = {"y_ptr": x, "x_ptr": x, "w_ptr": weight, **vars(geometry)}
-    arguments = {argument: value for argument, value in arguments.items() if argument in kernel.fn.arg_names}
+    arguments = {"y_ptr": x, "dx_ptr": x, "dy_ptr": x, "x_ptr": x, "w_ptr": weight, **vars(geometry)}
+    arguments = {argument: value for argument, value in arguments.items() if argument in jit_function(name).arg_names}
     kept = {Config.of(name, **config_params(config)) for config in kernel.early_config_prune(kernel.configs, arguments)}
-    legal = candidates(geometry.problem(*dtype_names(x, weight, x)), current_device())
+    legal = candidates(geometry.problem(*dtype_names(x, weight, x), op=VARIANTS[name].OP), current_device())
     assert kept == {config for config in legal if config.variant == name}
     assert 0 < len(kept) < len(kernel.configs)

@@ -216,6 +216,7 @@ def test_no_line_is_longer_than_the_terminal(swept: tuple[Shop, str], in_process
         (["sweep", "--workload", "quick", "--arch", "sm_90", "--cols", "7"], 2, "of workload quick has --cols 7"),
         (["sweep", "--workload", "absent.yaml", "--arch", "sm_90"], 1, "'absent.yaml' is neither one of quick, llm, full"),
         (["explain", "1", "512", "--inner-rows", "4"], 2, "--layout strided_axis"),
+        (["explain", "1", "512", "--op", "rmsnorm_backward", "--layout", "two_stride"], 2, "--layout contiguous"),
         (["explain", "0", "512"], 2, "0 is not in the range"),
         (["explain", "1", "512", "--weight", "int8"], 2, "'int8' is none of"),
         (["export", "--arch", "sm_80"], 1, "has no records for sm_80"),
@@ -267,6 +268,12 @@ def test_show_filters(in_process: CliRunner) -> None:
     assert record["problem"]["rows"] == 256
     for nothing in (["--dtype", "fp32"], ["--cols", "1024"], ["--source", "measured"], ["--device", "sm_80"]):
         assert json.loads(invoke(in_process, "show", "--json", *nothing).output) == []
+
+
+def test_explain_of_the_backward(in_process: CliRunner) -> None:
+    explained = json.loads(invoke(in_process, "explain", "512", "4096", "--op", "rmsnorm_backward", "--arch", "sm_90", "--json").output)
+    assert explained["problem"]["op"] == "rmsnorm_backward"
+    assert explained["pick"]["config"]["variant"] == "backward_whole_row"
 
 
 def test_explain_gives_the_record_and_what_came_without_it(in_process: CliRunner) -> None:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ARCHES = ("sm_90", "sm_80", "sm_100", "gfx942")
+NAMES = (
+    *("whole_row", "multi_row", "looped", "split_row", "cluster_row", "strided_axis"),
+    *("backward_whole_row", "backward_multi_row", "backward_split_row"),
+)
+"""Of all variants, written out: nothing here imports Triton."""
+
 COLS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 65_536, 131_072, 32, 16, 4, 2, 1)
 """Tried in this order for each config: small tiles compile fastest, and the narrowest rows only occur in tiles of many."""
 
@@ -34,13 +41,14 @@ def compile_time_arguments(arch: str) -> tuple[Any, Any]:
     return target, Device(arch, 100, 50 * 2**20, 160 * 2**10, 2000, warp_size)
 
 
-def problems(layouts: Iterable[str]) -> Iterator[Any]:
+def problems(op: str, layouts: Iterable[str]) -> Iterator[Any]:
     from tuning_db.model import Problem
 
     for layout in layouts:
         for x, w, y in (("bfloat16",) * 3, ("float32", "none", "float32")):
             for cols in COLS:
-                yield Problem("rmsnorm", x, w, y, 4096, cols, layout, 512 if layout == "strided_axis" else 1)
+                for rows in (4096, 16) if layout == "contiguous" else (4096,):
+                    yield Problem(op, x, w, y, rows, cols, layout, 512 if layout == "strided_axis" else 1)
 
 
 def sass(compiled: Any) -> str:
@@ -67,10 +75,14 @@ def spilled_bytes(compiled: Any) -> int:
 
 def compile_arch(arch: str) -> dict[str, Any]:
     """What test functions below assert, as plain data."""
+    from kernels.backward_launch import column_sum_binary
     from kernels.geometry import geometry_of_problem
+    from kernels.heuristic import heuristic_config
     from kernels.launch import binary_of, compile_binary, kernel_arguments
-    from kernels.variants import VARIANTS, is_legal, space
+    from kernels.variants import VARIANTS, column_sum, is_legal, space
+    from tuner.architectures import architectures
     from tuning_db.jsonl import shipped_records
+    from tuning_db.model import BACKWARD, Problem
 
     target, device = compile_time_arguments(arch)
 
@@ -86,10 +98,10 @@ def compile_arch(arch: str) -> dict[str, Any]:
     spilling: dict[str, int] = {}
     for name, variant in VARIANTS.items():
         for config in sorted(space(name), key=str):
-            problem = next((problem for problem in problems(variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
+            problem = next((problem for problem in problems(variant.OP, variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
             configs[str(config)] = "valid for no problem" if problem is None else outcome(compiled, binary_for(config, problem))
         # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes.
-        for problem in problems(variant.LAYOUTS):
+        for problem in problems(variant.OP, variant.LAYOUTS):
             if problem.cols in (1, 128, 65_536):
                 config = next((config for config in sorted(space(name), key=str) if is_legal(config, problem, device)), None)
                 if config is not None:
@@ -99,6 +111,18 @@ def compile_arch(arch: str) -> dict[str, Any]:
             amount = spilled_bytes(compiled(binary_for(record.config, record.problem)))
             if amount:
                 spilling[f"{record.config}, {record.problem}"] = amount
+    # Nobody has measured the backward: what runs is what the heuristic picks.
+    for x, w in (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "none"), ("float32", "float32")):
+        for rows, cols in itertools.product((4, 512, 32_768), (1, 64, 256, 1024, 4096, 5120, 8192, 16_384, 131_072)):
+            problem = Problem(BACKWARD, x, w, x, rows, cols)
+            config = heuristic_config(problem, architectures()[arch].device)
+            amount = spilled_bytes(compiled(binary_for(config, problem)))
+            if amount:
+                spilling[f"{config}, {problem}"] = amount
+    for cols in (1, 256, 131_072):
+        sums = compiled(column_sum_binary(column_sum.arguments_for(128, cols), "bfloat16"))
+        if spilled_bytes(sums):
+            spilling[f"column_sum, {cols} columns"] = spilled_bytes(sums)
     answer = {"configs": configs, "spilling": spilling}
     if target.backend == "cuda":
         answer["vectors"] = {name: narrow_accesses(name, device, binary_for, compiled) for name in VARIANTS}
@@ -118,12 +142,13 @@ def narrow_accesses(name: str, device: Any, binary_for: Any, compiled: Any) -> d
     """For 4096 columns of bf16 (65536 where programs share a row): global loads and stores of the machine code by width, and whether
     other rows and strides give the same Binary. None where the architecture has no such variant."""
     from kernels.geometry import geometry_of_problem
-    from kernels.variants import is_legal, space
+    from kernels.variants import VARIANTS, is_legal, space
     from tuning_db.model import Problem
 
     strided = name == "strided_axis"
-    cols = 65_536 if name in ("split_row", "cluster_row") else 256 if name == "multi_row" else 4096
-    problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 4096, cols, *(("strided_axis", 512) if strided else ()))
+    cols = 65_536 if name.endswith(("split_row", "cluster_row")) else 256 if name.endswith("multi_row") else 4096
+    rows = 64 if name == "cluster_row" else 4096
+    problem = Problem(VARIANTS[name].OP, "bfloat16", "bfloat16", "bfloat16", rows, cols, *(("strided_axis", 512) if strided else ()))
     config = max((config for config in space(name) if is_legal(config, problem, device)), key=vector_rank, default=None)
     if config is None:
         return None
@@ -133,7 +158,7 @@ def narrow_accesses(name: str, device: Any, binary_for: Any, compiled: Any) -> d
     if not strided:
         others.append(dataclasses.replace(nest, rows=1, x_row_stride=cols + 48, y_row_stride=cols * 2))
     text = sass(compiled(binary))
-    widths = [re.search(r"\.(64|128)\b", line) for line in re.findall(r"\b(?:LDG|STG)\.E\S*", text)]
+    widths = [re.search(r"\.(64|128)\b", line) for line in re.findall(r"\b(?:LDG|LDGSTS|STG)\.E\S*", text)]
     return {
         "config": str(config),
         "widths": sorted({int(width[1]) if width else 32 for width in widths}),
@@ -151,7 +176,7 @@ def vector_rank(config: Any) -> tuple[float, str]:
         "split_row": lambda: params["block_cols"],
         "cluster_row": lambda: 65_536 // params["cluster"],
         "strided_axis": lambda: params["block_cols"] * params["block_inner"] if params["block_inner"] >= 64 else 0,
-    }[config.variant]()
+    }[config.variant.removeprefix("backward_")]()
     return -abs(elements / params["num_warps"] / 32 - 16), str(config)
 
 
@@ -192,7 +217,7 @@ def test_what_ships_spills_nothing(compiled, arch):
     assert compiled[arch]["spilling"] == {}
 
 
-@pytest.mark.parametrize("variant", ["whole_row", "multi_row", "looped", "split_row", "cluster_row", "strided_axis"])
+@pytest.mark.parametrize("variant", NAMES)
 @pytest.mark.parametrize("arch", [arch for arch in ARCHES if arch.startswith("sm_")])
 def test_loads_are_whole_vectors(compiled, arch, variant):
     """128-bit loads and stores of x, y and the weight, though neither rows nor strides are specialised."""
@@ -200,11 +225,11 @@ def test_loads_are_whole_vectors(compiled, arch, variant):
     if found is None:
         pytest.skip(f"{variant} is none of {arch}'s")
     assert 128 in found["widths"], found
-    if variant == "whole_row":
+    if variant.endswith("whole_row"):
         assert found["widths"] == [128], found
 
 
-@pytest.mark.parametrize("variant", ["whole_row", "multi_row", "looped", "split_row", "cluster_row", "strided_axis"])
+@pytest.mark.parametrize("variant", NAMES)
 def test_a_new_batch_size_compiles_nothing(compiled, variant):
     """Other rows, other row strides that are as aligned: the same Binary."""
     assert compiled["sm_90"]["vectors"][variant]["same_binary"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning_db.model import Config, Device, Problem, Record, Source, bucket_rows, canonical_json, record_from_dict, to_dict
+from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Source, bucket_rows, canonical_json, record_from_dict, to_dict
 
 H100 = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="NVIDIA H100 80GB HBM3")
 RECORD = Record(
@@ -126,3 +126,10 @@ def test_bytes_moved_counts_x_w_and_y_once() -> None:
     problem = Problem("rmsnorm", "bfloat16", "float32", "float32", 3, 5)
     assert problem.bytes_moved == 3 * 5 * 2 + 5 * 4 + 3 * 5 * 4
     assert replace(problem, w_dtype="none").bytes_moved == 3 * 5 * 2 + 3 * 5 * 4
+
+
+def test_bytes_moved_of_a_backward() -> None:
+    """dy (fp32), x and w in, dx (as x) and dw out."""
+    problem = Problem(BACKWARD, "bfloat16", "float32", "float32", 3, 5)
+    assert problem.bytes_moved == 3 * 5 * (4 + 2 + 2) + 2 * 5 * 4
+    assert replace(problem, w_dtype="none").bytes_moved == 3 * 5 * (4 + 2 + 2)

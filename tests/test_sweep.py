@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from tuner.compiling import Compiled
 from tuner.failure import Failure
 from tuner.measure import Bench
 from tuner.sweep import Finished, Started, sweep_gpu, unfinished
-from tuning_db.model import Config, Device, Problem, Record, Resources, Role, Source, Status
+from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Resources, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
@@ -35,6 +36,7 @@ class Lab:
         self.faults: dict[Config, str] = {}
         self.compiled: dict[str, Compiled] = {}
         self.built: set[Config] = set()
+        self.built_backward: set[Config] = set()
         self.timed: set[Config] = set()
         self.crash: Config | None = None
         self.on_round: Callable[[], None] = lambda: None
@@ -76,6 +78,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
 
     class FakeBench:
         launches = 8
+        sets = ()
         rounds = Bench.rounds
 
         def __init__(self, case: object, device: Device, seed: int) -> None:
@@ -97,10 +100,15 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
         lab.built.add(config)
         return SimpleNamespace(config=config)
 
+    def build_backward(config: Config, *_: object) -> SimpleNamespace:
+        lab.built_backward.add(config)
+        return SimpleNamespace(config=config)
+
     monkeypatch.setattr(pipeline, "CompilePool", FakePool)
     monkeypatch.setattr(pipeline, "Verifier", FakeVerifier)
     monkeypatch.setattr(pipeline, "Bench", FakeBench)
     monkeypatch.setattr(pipeline, "build_launcher", build)
+    monkeypatch.setattr(pipeline, "build_backward_launcher", build_backward)
     monkeypatch.setattr(pipeline.torch.cuda, "device", lambda index: contextlib.nullcontext())
     return lab
 
@@ -126,6 +134,15 @@ def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> Non
     assert {trial.config for trial in trials} == {*candidates(PROBLEMS[1], DEVICE), pipeline.TORCH}
     assert {trial.role for trial in trials if trial.final} == {Role.CANDIDATE, Role.HEURISTIC, Role.TORCH}
     assert next(trial for trial in trials if trial.uid == record.trial_uid).final
+
+
+def test_a_backward_is_built_as_one_and_held_against_three_streams(lab: Lab, store: Store) -> None:
+    problem = replace(PROBLEMS[1], op=BACKWARD)
+    (record,) = run(store, [problem])
+    assert lab.built_backward == set(candidates(problem, DEVICE))
+    assert not lab.built
+    assert record.problem == problem
+    assert record.copy_fraction == pytest.approx(1.5 * COPY_US / record.median_us)
 
 
 def test_the_heuristic_is_in_the_final_however_slow(lab: Lab, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Every kernel variant against float64: sizes, dtypes, strides, hard values; under the interpreter, or on the GPU where there is one."""
+"""Every forward variant against float64: sizes, dtypes, strides, hard values; interpreted, or on the GPU where there is one."""
 
 import itertools
 import math
@@ -10,11 +10,12 @@ import torch
 from kernels.device import INTERPRETER, current_device, interpreting
 from kernels.geometry import Geometry, geometry_of
 from kernels.launch import OPTIONS, build_launcher
-from kernels.variants import VARIANTS, candidates, cluster_row, space
+from kernels.variants import candidates, cluster_row, space
 from oracle import (
     DEVICE,
     DEVICE_INDEX,
     DTYPES,
+    FORWARD_VARIANTS,
     Fenced,
     assert_rmsnorm,
     dtype_names,
@@ -36,8 +37,8 @@ SHARING_VARIANTS = ("split_row", "cluster_row")
 """Several programs a row: for rows of as many chunks."""
 SHARED_COLS = 4200
 
-ROW_VARIANTS = [name for name, variant in VARIANTS.items() if "contiguous" in variant.LAYOUTS]
-STRIDED_VARIANTS = [name for name, variant in VARIANTS.items() if "strided_axis" in variant.LAYOUTS]
+ROW_VARIANTS = [name for name, variant in FORWARD_VARIANTS.items() if "contiguous" in variant.LAYOUTS]
+STRIDED_VARIANTS = [name for name, variant in FORWARD_VARIANTS.items() if "strided_axis" in variant.LAYOUTS]
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def size_cases() -> Iterator[tuple[str, int, int, tuple[torch.dtype, torch.dtype
     for variant in ROW_VARIANTS:
         pairs = itertools.cycle(PAIRS)
         for cols in SPLIT_COLS if variant in SHARING_VARIANTS else ROW_COLS:
-            if (variant == "multi_row" and cols > VARIANTS[variant].MAX_COLS) or (variant == "cluster_row" and cols < 4096):
+            if (variant == "multi_row" and cols > FORWARD_VARIANTS[variant].MAX_COLS) or (variant == "cluster_row" and cols < 4096):
                 continue  # no config of it is valid there
             for rows in (1, 2) if variant in SHARING_VARIANTS else (1, 2, 65):
                 yield variant, rows, cols, next(pairs)
@@ -125,7 +126,7 @@ def test_dtypes(variant, x_dtype, w_dtype):
     check(spread(legal(variant, x, weight, y.view), 2), x, weight, y)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_result_of_another_dtype(variant):
     shape, axis = ((5, SHARED_COLS if variant in SHARING_VARIANTS else 2100), -1) if variant in ROW_VARIANTS else ((33, 5), 0)
     x = random_x(shape, torch.bfloat16, axis=axis)
@@ -233,7 +234,7 @@ SMALL_PROBLEMS = [
 """Ordered so that each config finds a cheap one that it is legal for."""
 
 
-@pytest.mark.parametrize("config", distinct([config for name in VARIANTS for config in sorted(space(name), key=str)]), ids=str)
+@pytest.mark.parametrize("config", distinct([config for name in FORWARD_VARIANTS for config in sorted(space(name), key=str)]), ids=str)
 def test_every_config(config):
     """Each set of constexprs in each space, at a small problem that is legal for it."""
     for (shape, axis), dtype in SMALL_PROBLEMS:
@@ -249,7 +250,7 @@ def test_every_config(config):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_a_bad_row_leaves_the_others_alone(variant, value):
     """NaN or infinity in row 1: its result is what the formula gives, the bits of all other rows are those without it."""
     axis = 1 if variant in ROW_VARIANTS else 0
@@ -267,7 +268,7 @@ def test_a_bad_row_leaves_the_others_alone(variant, value):
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e6])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_eps(variant, eps):
     """A row of zeros gives zeros with any eps but 0, where the formula divides 0 by 0."""
     axis = 1 if variant in ROW_VARIANTS else 0
@@ -279,10 +280,10 @@ def test_eps(variant, eps):
     assert zero_row.isnan().all() if eps == 0 else (zero_row == 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
 def test_in_place(variant):
     """Where a variant says that y may be x, that gives the same bits as y beside x."""
-    if not VARIANTS[variant].IN_PLACE:
+    if not FORWARD_VARIANTS[variant].IN_PLACE:
         pytest.skip("the variant says that it can't, so the dispatcher never picks it for out=x")
     if variant == "cluster_row" and interpreting():
         pytest.skip("the interpreter has no clusters, and the dispatcher never picks them there")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tuner.workloads import SHIPPED, WorkloadError, load_workload, parse_workload
-from tuning_db.model import Problem, bucket_rows
+from tuning_db.model import BACKWARD, Problem, bucket_rows
 
 BLOCK = "problems:\n  - x_dtype: bfloat16\n    w_dtype: same\n    rows: [1, 100]\n    cols: 4096\n"
 
@@ -28,6 +28,12 @@ def test_llm_covers_what_it_promises() -> None:
     assert {problem.x_dtype for problem in problems} == {"bfloat16", "float16", "float32"}
     assert {problem.layout for problem in problems} == {"contiguous", "two_stride", "strided_axis"}
     assert problems[0].x_dtype == "bfloat16"
+
+
+def test_llm_tunes_the_backward() -> None:
+    backward = [problem for problem in load_workload("llm") if problem.op == BACKWARD]
+    assert {(problem.rows, problem.cols) for problem in backward} >= {(512, 4096), (512, 131_072), (131_072, 128), (32_768, 256)}
+    assert {problem.w_dtype for problem in backward} == {"bfloat16", "float32"}
 
 
 def test_combinations_are_bucketed_once_and_in_order() -> None:
@@ -58,6 +64,7 @@ def test_max_elements_leaves_out_larger_problems() -> None:
         (BLOCK.replace("same", "int8"), "w.yaml, line 3, key `w_dtype`", "'int8' is none of"),
         (BLOCK + "    op: layernorm\n", "w.yaml, line 6, key `op`", "'layernorm' is none of rmsnorm"),
         (BLOCK + "    layout: strided_axis\n", "w.yaml, line 2", "`inner_rows`"),
+        (BLOCK + "    op: rmsnorm_backward\n    layout: two_stride\n", "w.yaml, line 2", "key `layout` must be contiguous"),
         (BLOCK + "    inner_rows: 16\n", "w.yaml, line 2", "`inner_rows`"),
         (BLOCK + "    max_elements: [1, 2]\n", "w.yaml, line 2", "key `max_elements` takes one number"),
         (BLOCK + "    max_elements: 0\n", "w.yaml, line 6, key `max_elements`", "'0' is no positive whole number"),

@@ -17,7 +17,7 @@ from tuner.failure import Failure
 from tuner.selection import Filter
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
-from tuning_db.model import LAYOUTS, NO_WEIGHT, Problem, Source, bucket_rows, to_dict
+from tuning_db.model import BACKWARD, FORWARD, LAYOUTS, NO_WEIGHT, OPS, Problem, Source, bucket_rows, to_dict
 from tuning_db.store import open_for_reading, open_for_writing
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main() -> None:
 
 @main.command(epilog=EPILOG, short_help="Tune this GPU, or compile without one.")
 @click.option("--workload", metavar="NAME|FILE", help=f"{', '.join(SHIPPED)} or a YAML file. Default: llm; quick without a GPU.")
-@options.several("--op", options.op, "Only these ops.")
+@options.several("--op", options.op, f"Only these ops: {', '.join(OPS)}.")
 @options.dtype_option
 @options.rows_option
 @options.cols_option
@@ -168,18 +168,23 @@ def show(
 @main.command(epilog=EPILOG, short_help="Which config would run, and why.")
 @click.argument("rows", type=click.IntRange(min=1))
 @click.argument("cols", type=click.IntRange(min=1))
+@click.option("--op", default=FORWARD, show_default=True, type=click.Choice(OPS))
 @click.option("--dtype", default="bfloat16", show_default=True, callback=options.one(options.dtype), help="Of x and y.")
 @click.option("--weight", default="same", show_default=True, help="Dtype of the weight: `same` as x, `none` for no weight, or its name.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="contiguous", show_default=True)
 @click.option("--inner-rows", type=click.IntRange(min=1), help="Rows whose elements interleave; with layout strided_axis.")
 @click.option("--arch", callback=options.one(options.arch), help="For the usual board of this architecture, not the GPU here.")
 @options.json_option
-def explain(rows: int, cols: int, dtype: str, weight: str, layout: str, inner_rows: int | None, arch: str | None, as_json: bool) -> None:
-    """What rmsnorm would run for ROWS x COLS, and on what evidence."""
+def explain(
+    rows: int, cols: int, op: str, dtype: str, weight: str, layout: str, inner_rows: int | None, arch: str | None, as_json: bool
+) -> None:
+    """What rmsnorm or its backward would run for ROWS x COLS, and on what evidence."""
     if (inner_rows is not None) != (layout == "strided_axis"):
         raise click.UsageError("--inner-rows goes with --layout strided_axis, and that needs it")
     if inner_rows is not None and rows % inner_rows:
         raise click.UsageError(f"--inner-rows {inner_rows} does not divide {rows} rows; name a divisor")
+    if op == BACKWARD and layout != "contiguous":
+        raise click.UsageError(f"--op {BACKWARD} goes with --layout contiguous: other layouts are copied to it first")
     from kernels.device import current_device, has_gpu
     from kernels.settings import read_settings
     from tuner import display, listings
@@ -187,7 +192,7 @@ def explain(rows: int, cols: int, dtype: str, weight: str, layout: str, inner_ro
     from tuner.explain import explain as asked
 
     w_dtype = dtype if weight == "same" else weight if weight == NO_WEIGHT else options.dtype(weight)
-    problem = Problem("rmsnorm", dtype, w_dtype, dtype, bucket_rows(rows), cols, layout, bucket_rows(inner_rows or 1))
+    problem = Problem(op, dtype, w_dtype, dtype, bucket_rows(rows), cols, layout, bucket_rows(inner_rows or 1))
     assumed = bool(arch) or not has_gpu()
     explanation = asked(problem, architectures()[arch or DEFAULT_ARCH].device if assumed else current_device())
     if as_json:

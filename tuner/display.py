@@ -20,7 +20,7 @@ from rich.text import Text
 from kernels.settings import read_settings
 from tuner.session import Plan, Session
 from tuner.sweep import Finished, Started
-from tuning_db.model import NO_WEIGHT, Problem, Record, Resources, to_dict
+from tuning_db.model import BACKWARD, NO_WEIGHT, Problem, Record, Resources, to_dict
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ROWS_SHOWN = 40
@@ -173,7 +173,7 @@ def planned(session: Session, plan: Plan) -> str:
 
 
 def problem_label(problem: Problem) -> str:
-    """`4096x8192 bf16`, then what is not usual: another weight dtype, a layout."""
+    """`4096x8192 bf16`, then what is not usual: another weight dtype, a layout, the backward."""
     label = f"{problem.rows}x{problem.cols} {_kind_label(problem)}"
     return label if problem.inner_rows == 1 else f"{label}/{problem.inner_rows}"
 
@@ -222,7 +222,8 @@ def _kind_label(problem: Problem) -> str:
     elif problem.w_dtype != problem.x_dtype:
         weight = f" w={SHORT[problem.w_dtype]}"
     layout = "" if problem.layout == "contiguous" else f" {problem.layout}"
-    return f"{SHORT[problem.x_dtype]}{weight}{layout}"
+    backward = " backward" if problem.op == BACKWARD else ""
+    return f"{SHORT[problem.x_dtype]}{weight}{layout}{backward}"
 
 
 def _outcome(event: Finished) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.launch import Launcher
-from tuner.cases import EPS, Case, Tensors
+from tuner.cases import Case, Tensors
 from tuner.race import Name, median_interval
 from tuner.reference_copy import reference_copy
 from tuning_db.model import Device, Measurement
@@ -87,9 +86,9 @@ class Bench:
         graph.replay()
         torch.cuda.synchronize()
 
-    def enter_launcher(self, name: object, launcher: Launcher) -> None:
-        """Enter what the runtime would launch."""
-        self.enter(name, lambda tensors: launcher(tensors.y, tensors.x, tensors.weight, EPS))
+    def enter_launcher(self, name: object, launcher: Callable[..., object]) -> None:
+        """Enter what the runtime would launch, a Launcher or BackwardLauncher."""
+        self.enter(name, lambda tensors: launcher(*tensors.arguments))
 
     def round(self, order: Sequence[object]) -> dict[object, float]:
         """µs per launch of each name, and under "reference" the mean of the copy's two, taken first and last."""
@@ -121,8 +120,11 @@ class Bench:
         return samples, reference
 
 
-def measurement(own: Sequence[float], reference: Sequence[float]) -> Measurement:
-    """Median and interval of an entrant's samples; the fraction is the median over its rounds of reference time / own time."""
+def measurement(own: Sequence[float], reference: Sequence[float], copies: float = 1.0) -> Measurement:
+    """Median and interval of an entrant's samples; the fraction is the median over its rounds of copies × reference time / own time.
+
+    `copies` is `Case.copies`: the floor of three streams is one and a half times a copy of two.
+    """
     median, low, high = median_interval(own)
-    fractions = [copy / time for copy, time in zip(reference, own, strict=False)]
+    fractions = [copies * copy / time for copy, time in zip(reference, own, strict=False)]
     return Measurement(POLICY, median, low, high, median_interval(fractions)[0], len(own))

@@ -8,7 +8,7 @@ from kernels.geometry import geometry_of_problem
 from kernels.launch import kernel_arguments
 from kernels.variants import VARIANTS
 from tuner.architectures import Architecture
-from tuning_db.model import NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
+from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
 
 POLICY = "model-1"
 
@@ -35,7 +35,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     device = architecture.device
     geometry = geometry_of_problem(problem)
     arguments = kernel_arguments(config, geometry, ptx=architecture.target.backend == "cuda")
-    programs = math.prod(VARIANTS[config.variant].grid(arguments))
+    programs = math.prod(VARIANTS[config.variant].grid({**arguments, "sm_count": device.sm_count}))
     threads = int(config.params["num_warps"]) * device.warp_size
     by_registers = architecture.registers_per_sm // (threads * max(resources.registers, 16))
     resident = max(1, min(by_registers, architecture.threads_per_sm // threads, 32))
@@ -48,8 +48,10 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     passes = max(1.0, x_bytes / size / programs / held)
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
     turns = passes * (2 if reads_twice else 1)
-    program_us = turns * (LATENCY_US + held / threads * THREAD_ELEMENT_US)
-    program_us += {"split_row": ARRIVAL_US, "cluster_row": BARRIER_US}.get(config.variant, 0.0)
+    streams = 2 if problem.op == BACKWARD else 1  # x, and dy
+    latency_us = LATENCY_US / int(arguments.get("STAGES", 1))  # of a pipelined loop
+    program_us = turns * (latency_us + streams * held / threads * THREAD_ELEMENT_US)
+    program_us += ARRIVAL_US if config.variant.endswith("split_row") else BARRIER_US if config.variant == "cluster_row" else 0.0
     program_us += LATE_WEIGHT_US if problem.w_dtype != NO_WEIGHT and config.params.get("weight_first") is False else 0.0
 
     moved = float(problem.bytes_moved)
@@ -59,7 +61,8 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
         moved += x_bytes
     bandwidth_bound = moved / (device.bandwidth_gbs * 1e3)
     latency_bound = program_us * max(1.0, programs / running)
-    return _total_us(bandwidth_bound, latency_bound)
+    column_sum_us = LAUNCH_US + LATENCY_US if problem.op == BACKWARD and problem.w_dtype != NO_WEIGHT else 0.0
+    return _total_us(bandwidth_bound, latency_bound) + column_sum_us
 
 
 def modelled(problem: Problem, config: Config, resources: Resources, architecture: Architecture) -> Measurement:

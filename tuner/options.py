@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from tuner.workloads import OPS
-from tuning_db.model import DTYPES
+from tuning_db.model import DTYPES, OPS
 
 Decorator: TypeAlias = Callable[[Any], Any]
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

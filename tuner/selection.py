@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tuner.workloads import OPS
-from tuning_db.model import Problem, bucket_rows
+from tuning_db.model import FORWARD, Problem, bucket_rows
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Filter:
         return all(value in values for value, values in wanted if values)
 
     def combinations(self) -> list[Problem]:
-        """All combinations of rows and cols, bfloat16 unless dtypes are named, with a weight of the same dtype."""
-        named = itertools.product(self.op or OPS, self.dtype or ("bfloat16",), self.cols, self.rows)
+        """All combinations of rows and cols, the forward of bfloat16 unless ops or dtypes are named, with a weight of the same dtype."""
+        named = itertools.product(self.op or (FORWARD,), self.dtype or ("bfloat16",), self.cols, self.rows)
         return list(dict.fromkeys(Problem(op, dtype, dtype, dtype, bucket_rows(rows), cols) for op, dtype, cols, rows in named))
 
     def __str__(self) -> str:

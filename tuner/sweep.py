@@ -14,18 +14,19 @@ from typing import TypeAlias
 import torch
 import triton
 
+from kernels.backward_launch import build_backward_launcher
 from kernels.dispatch import is_current, is_fresh, pick_config
 from kernels.heuristic import heuristic_config
-from kernels.launch import Launcher, build_launcher
-from kernels.reference import rmsnorm_torch
+from kernels.launch import build_launcher
 from kernels.variants import VARIANTS, candidates, is_legal, source_hash
 from tuner.architectures import Architecture, target_of
-from tuner.cases import EPS, Case, Tensors
+from tuner.cases import Case
 from tuner.compiling import Compiled, CompilePool, binary_for
 from tuner.failure import Failure
 from tuner.measure import Bench, measurement
 from tuner.model import modelled
 from tuner.race import Samples, median_interval, race
+from tuner.torch_baseline import torch_baseline
 from tuner.verify import Verifier
 from tuning_db.lookup import RecordIndex
 from tuning_db.model import (
@@ -201,7 +202,7 @@ class _Tuning:
         self.problem, self.device, self.crashed = problem, device, crashed
         self.case = Case(problem, gpu)
         self.book = _TrialBook(problem, device, sweep_uid)
-        self.launchers: dict[Config, Launcher] = {}
+        self.launchers: dict[Config, Callable[..., object]] = {}
         self.resources: dict[Config, Resources | None] = {}
         incumbent = pick_config(problem, device, index=known)
         self.incumbent = incumbent.config if incumbent.tier is Tier.EXACT else None
@@ -224,7 +225,8 @@ class _Tuning:
                 self.book.add(config, compiled.status, error=compiled.error, resources=compiled.resources)
                 continue
             try:
-                self.launchers[config] = build_launcher(config, self.case.geometry, self.case.dtypes, self.case.device.index)
+                build = build_backward_launcher if self.case.is_backward else build_launcher
+                self.launchers[config] = build(config, self.case.geometry, self.case.dtypes, self.case.device.index)
             except triton.runtime.errors.OutOfResources as error:
                 self.book.add(config, Status.OUT_OF_RESOURCES, error=str(error), resources=compiled.resources)
             self.resources[config] = compiled.resources
@@ -250,7 +252,7 @@ class _Tuning:
             bench.enter_launcher(config, launcher)
         samples, reference = _raced(bench, list(self.launchers))
         for config in self.launchers:
-            timed = measurement(samples[config], reference)
+            timed = measurement(samples[config], reference, self.case.copies)
             self.book.add(config, Status.OK, resources=self.resources[config], measurement=timed)
         return sorted(self.launchers, key=lambda config: (median_interval(samples[config])[0], str(config)))[:FINALISTS]
 
@@ -263,17 +265,14 @@ class _Tuning:
         bench = Bench(self.case, self.device, seed=3)
         for config in roles:
             if config == TORCH:
-                bench.enter(TORCH, self._torch, max(2, bench.launches // 4))
+                bench.enter(TORCH, torch_baseline(self.case, bench.sets), max(2, bench.launches // 4))
             else:
                 bench.enter_launcher(config, self.launchers[config])
         samples, reference = bench.rounds(list(roles), FINAL_ROUNDS)
         for config, own_roles in roles.items():
-            timed = measurement(samples[config], reference)
+            timed = measurement(samples[config], reference, self.case.copies)
             for role in own_roles:
                 self.book.add(config, Status.OK, role=role, resources=self.resources.get(config), measurement=timed, final=True)
-
-    def _torch(self, tensors: Tensors) -> torch.Tensor:
-        return rmsnorm_torch(tensors.x, tensors.weight, EPS, self.case.axis)
 
 
 def _raced(bench: Bench, configs: list[Config]) -> tuple[Samples[Config], list[float]]:

@@ -1,8 +1,9 @@
-"""Whether a launch computes RMSNorm: against a float64 reference, on poisoned outputs, before anything is timed."""
+"""Whether a launch computes RMSNorm or its gradients: against a float64 reference, on poisoned outputs, before anything is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -35,27 +36,95 @@ class Verifier:
 
     def __init__(self, case: Case, seed: int = 1) -> None:
         self.case = case
-        self.tensors, self.memory = case.guarded(seed)
+        self.tensors, self.memories = case.guarded(seed)
         self._rows = max(1, CHUNK_ELEMENTS // max(1, self.tensors.x[0].numel()))
 
-    def fault(self, launch: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], object], roundings: int = 1) -> str:
-        """What is wrong with what `launch(y, x, weight, eps)` wrote, in a few words; empty if nothing is."""
-        self.memory.fill_(float("nan"))
-        launch(self.tensors.y, self.tensors.x, self.tensors.weight, EPS)
-        for zone in guards_of(self.memory):
-            if not zone.isnan().all():
+    def fault(self, launch: Callable[..., object], roundings: int = 1) -> str:
+        """What is wrong with the result of `launch` (a Launcher or BackwardLauncher), in a few words; empty if nothing is."""
+        for memory in self.memories:
+            memory.fill_(float("nan"))
+        launch(*self.tensors.arguments)
+        for memory in self.memories:
+            if not all(zone.isnan().all() for zone in guards_of(memory)):
                 return "wrote outside its output"
-        worst = 0.0
-        for start in range(0, self.tensors.x.shape[0], self._rows):
-            part = slice(start, start + self._rows)
-            expected = float64_rmsnorm(self.tensors.x[part], self.tensors.weight, EPS, self.case.axis)
-            dtype = self.case.problem.y_dtype
-            allowed = expected.abs() * relative_tolerance(dtype, roundings) + roundings * SMALLEST_SUBNORMAL[dtype]
-            excess = (self.tensors.y[part].double() - expected).abs() / allowed
-            worst = max(worst, float(excess.nan_to_num(nan=float("inf")).max()))
+        worst = self._worst_gradient() if self.case.is_backward else self._worst_result(roundings)
         if worst == float("inf"):
             return "left an element unwritten or not finite"
         return f"error is {worst:.3g} × the tolerance" if worst > 1 else ""
+
+    def _worst_result(self, roundings: int) -> float:
+        """Largest error of y, as a multiple of what is allowed with that many roundings to its dtype."""
+        worst = 0.0
+        for part in self._parts():
+            expected = float64_rmsnorm(self.tensors.x[part], self.tensors.weight, EPS, self.case.axis)
+            dtype = self.case.problem.y_dtype
+            allowed = expected.abs() * relative_tolerance(dtype, roundings) + roundings * SMALLEST_SUBNORMAL[dtype]
+            worst = max(worst, _excess(self.tensors.y[part], expected, allowed))
+        return worst
+
+    def _worst_gradient(self) -> float:
+        """Largest error of dx and dw, as a multiple of what is allowed."""
+        dy, weight = self.tensors.dy, self.tensors.weight
+        assert dy is not None
+        worst = 0.0
+        dw, squares = (torch.zeros(self.case.problem.cols, dtype=torch.float64, device=dy.device) for _ in range(2))
+        for part in self._parts():
+            wanted = float64_gradients(dy[part], self.tensors.x[part], weight, EPS)
+            allowed = dx_tolerance(wanted, self.case.result_dtype)
+            worst = max(worst, _excess(self.tensors.y[part], wanted.dx, allowed))
+            dw += wanted.dw_terms.sum(0)
+            squares += wanted.dw_terms.square().sum(0)
+        if self.tensors.dw is not None:
+            worst = max(worst, _excess(self.tensors.dw, dw, dw_tolerance(dw, squares, self.case.problem.w_dtype)))
+        return worst
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, self.tensors.x.shape[0], self._rows):
+            yield slice(start, start + self._rows)
+
+
+def _excess(got: torch.Tensor, expected: torch.Tensor, allowed: torch.Tensor) -> float:
+    return float(((got.double() - expected).abs() / allowed).nan_to_num(nan=float("inf")).max())
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """dx of rows in float64, what its rounding errors are relative to, and each row's term of dw."""
+
+    dx: torch.Tensor
+    dx_magnitude: torch.Tensor
+    dw_terms: torch.Tensor
+
+
+def float64_gradients(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> Gradients:
+    """dx = rstd · (g − x̂ · mean(g · x̂)) and the terms dy · x̂ of dw, over the last axis, in float64; g = dy · w, x̂ = x · rstd.
+
+    dx_magnitude is rstd · (|g| + |x̂| · mean|g · x̂|): the sum of the absolute values of dx's terms.
+    """
+    dy, x = dy.double(), x.double()
+    g = dy if weight is None else dy * weight.double()
+    rstd = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    x_hat = x * rstd
+    products = g * x_hat
+    dx = rstd * (g - x_hat * products.mean(-1, keepdim=True))
+    return Gradients(dx, rstd * (g.abs() + x_hat.abs() * products.abs().mean(-1, keepdim=True)), dy * x_hat)
+
+
+def dx_tolerance(wanted: Gradients, dtype: str) -> torch.Tensor:
+    """Largest error of a right dx: one rounding to its dtype, and FP32_STEPS roundings of terms that may cancel."""
+    return wanted.dx.abs() * UNIT_ROUNDOFF[dtype] + wanted.dx_magnitude * FP32_STEPS * 2.0**-24 + SMALLEST_SUBNORMAL[dtype]
+
+
+def dw_tolerance(dw: torch.Tensor, squares: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Largest error of a right dw, the sum over rows of terms t whose squares sum up to `squares`.
+
+    One rounding to dw's dtype. Each term is off by at most FP32_STEPS · 2^-24 · |t|, and one row's error knows nothing of another's:
+    together they are off by FP32_STEPS · 2^-24 · √Σt², which grows with √rows. Adding up rounds a running sum of the size of √Σt² or of dw
+    at most 1024 times in one accumulator (`kernels.variants.backward_common.MAX_TURNS`), by half an ulp at most and of either sign:
+    √1024 = 32 more such steps, inside FP32_STEPS. What all terms are off by alike (the reciprocal root) is relative to dw itself.
+    """
+    steps = FP32_STEPS * 2.0**-24
+    return dw.abs() * (UNIT_ROUNDOFF[dtype] + steps) + squares.sqrt() * steps + SMALLEST_SUBNORMAL[dtype]
 
 
 def float64_rmsnorm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int) -> torch.Tensor:

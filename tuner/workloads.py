@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from tuning_db.model import DTYPES, LAYOUTS, NO_WEIGHT, Problem, bucket_rows
+from tuning_db.model import BACKWARD, DTYPES, FORWARD, LAYOUTS, NO_WEIGHT, OPS, Problem, bucket_rows
 
 SHIPPED = ("quick", "llm", "full", "compare")
-OPS = ("rmsnorm",)
 KEYS = ("op", "x_dtype", "w_dtype", "rows", "cols", "layout", "inner_rows")
 
 
@@ -66,7 +65,7 @@ def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
     for key in ("x_dtype", "w_dtype", "rows", "cols"):
         if key not in nodes:
             raise WorkloadError(f"{where}: key `{key}` is missing")
-    ops = _values(nodes.get("op"), origin, "op", OPS, ["rmsnorm"])
+    ops = _values(nodes.get("op"), origin, "op", OPS, [FORWARD])
     x_dtypes = _values(nodes["x_dtype"], origin, "x_dtype", DTYPES)
     w_dtypes = _values(nodes["w_dtype"], origin, "w_dtype", (*DTYPES, NO_WEIGHT, "same"))
     rows, cols = (_values(nodes[key], origin, key, None) for key in ("rows", "cols"))
@@ -77,6 +76,8 @@ def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
         raise WorkloadError(f"{where}: key `max_elements` takes one number")
     if (inner != [1]) != (layouts == ["strided_axis"]):
         raise WorkloadError(f"{where}: key `inner_rows` goes with layout `strided_axis`, and that needs it")
+    if BACKWARD in ops and layouts != ["contiguous"]:
+        raise WorkloadError(f"{where}: key `layout` must be contiguous for op {BACKWARD}, whose other layouts are copied first")
     return [
         Problem(op, x_dtype, x_dtype if w_dtype == "same" else w_dtype, x_dtype, bucket_rows(r), c, layout, bucket_rows(i))
         for op, layout, i, x_dtype, w_dtype, c, r in itertools.product(ops, layouts, inner, x_dtypes, w_dtypes, cols, rows)

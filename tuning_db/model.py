@@ -15,6 +15,12 @@ LAYOUTS = ("contiguous", "two_stride", "strided_axis")
 DTYPES = ("float16", "bfloat16", "float32")
 NO_WEIGHT = "none"
 
+FORWARD = "rmsnorm"
+BACKWARD = "rmsnorm_backward"
+"""Ops of a Problem. The backward gives dx and, where there is a weight, dw of dy, x and the weight; y_dtype is then that of dy."""
+
+OPS = (FORWARD, BACKWARD)
+
 TORCH_VARIANT = "torch"
 """Name under which "PyTorch is fastest here" is stored: a Config of this variant has no params."""
 
@@ -54,9 +60,12 @@ class Problem:
 
     @property
     def bytes_moved(self) -> int:
-        """Fewest bytes through device memory: x read once, w read once, y written once."""
+        """Fewest bytes through device memory: x and w read once, y written once; backward dy, x, w read once, dx, dw written once."""
         weight = 0 if self.w_dtype == NO_WEIGHT else self.cols * itemsize(self.w_dtype)
-        return self.rows * self.cols * (itemsize(self.x_dtype) + itemsize(self.y_dtype)) + weight
+        element = itemsize(self.x_dtype) + itemsize(self.y_dtype)
+        if self.op == BACKWARD:
+            return self.rows * self.cols * (element + itemsize(self.x_dtype)) + 2 * weight
+        return self.rows * self.cols * element + weight
 
     def __str__(self) -> str:
         layout = "" if self.layout == "contiguous" else f" {self.layout}"

@@ -2,12 +2,14 @@
 
 A variant is a module with
   kernel           the Triton kernel under `triton.heuristics` (what follows from a call) under `triton.autotune` (what is tuned)
+  OP               the op it serves (`tuning_db.model.OPS`)
   REVISION         raised by hand when a change makes old records worthless: records of another revision are ignored
   LAYOUTS          the layouts it serves (`tuning_db.model.Problem`)
   IN_PLACE         whether the result may overwrite the input
   is_valid         (params, problem, device) -> whether a config of the space makes sense there
-  grid             (named arguments) -> the launch grid
+  grid             (named arguments) -> the launch grid; a backward variant's also takes `sm_count`, the GPU's
   workspace_words  optional: (named arguments) -> 64-bit words of zeroed workspace
+  partial_rows     backward only: (as grid) -> how many partial rows of dw a launch stores
 A kernel with a constexpr CLUSTER is launched in hardware clusters of so many programs.
 """
 
@@ -22,13 +24,27 @@ import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
-from kernels.variants import cluster_row, common, looped, multi_row, split_row, strided_axis, whole_row
+from kernels.variants import (
+    backward_common,
+    backward_multi_row,
+    backward_split_row,
+    backward_whole_row,
+    cluster_row,
+    column_sum,
+    common,
+    looped,
+    multi_row,
+    split_row,
+    strided_axis,
+    whole_row,
+)
 from kernels.variants.common import config_params
-from tuning_db.model import Config, Device, ParamValue, Problem
+from tuning_db.model import BACKWARD, Config, Device, ParamValue, Problem
 
 
 class Variant(Protocol):
     kernel: Any
+    OP: str
     REVISION: int
     LAYOUTS: tuple[str, ...]
     IN_PLACE: bool
@@ -36,10 +52,20 @@ class Variant(Protocol):
     grid: Callable[[Mapping[str, Any]], tuple[int, int, int]]
 
 
+COLUMN_SUM = "column_sum"
+
 VARIANTS: dict[str, Variant] = {
     module.__name__.rpartition(".")[2]: cast(Variant, module)
-    for module in (whole_row, multi_row, looped, split_row, cluster_row, strided_axis)
+    for module in (
+        *(whole_row, multi_row, looped, split_row, cluster_row, strided_axis),
+        *(backward_whole_row, backward_multi_row, backward_split_row),
+    )
 }
+
+
+def jit_function(name: str) -> Any:
+    """The Triton function of a variant, or `column_sum`, which every backward with weight launches after its variant."""
+    return column_sum.kernel if name == COLUMN_SUM else VARIANTS[name].kernel.fn.fn
 
 
 @functools.cache
@@ -51,7 +77,9 @@ def space(variant: str) -> frozenset[Config]:
 def is_legal(config: Config, problem: Problem, device: Device) -> bool:
     """Whether a config, wherever it came from, is one of its variant's space and valid for the problem on the device."""
     variant = VARIANTS.get(config.variant)
-    return variant is not None and config in space(config.variant) and variant.is_valid(config.params, problem, device)
+    if variant is None or variant.OP != problem.op or config not in space(config.variant):
+        return False
+    return variant.is_valid(config.params, problem, device)
 
 
 def candidates(problem: Problem, device: Device) -> list[Config]:
@@ -62,7 +90,8 @@ def candidates(problem: Problem, device: Device) -> list[Config]:
 @functools.cache
 def source_hash(variant: str) -> str:
     """Hash of the variant's Triton functions and the shared ones; comments, docstrings, line numbers and the space don't count."""
-    functions = [*_jit_functions(common), *_jit_functions(VARIANTS[variant])]
+    shared = (common, backward_common) if VARIANTS[variant].OP == BACKWARD else (common,)
+    functions = [text for module in (*shared, VARIANTS[variant]) for text in _jit_functions(module)]
     return hashlib.sha256("\n".join(functions).encode()).hexdigest()[:16]
 
 

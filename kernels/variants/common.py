@@ -13,6 +13,7 @@ from kernels.geometry import problem_of
 from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem, itemsize
 
 IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
+ProblemOf: TypeAlias = Callable[[Mapping[str, Any]], Problem]
 
 ROW_INTEGERS = ("rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride")
 """Arguments of every kernel, `do_not_specialize`d: their values compile nothing."""
@@ -131,9 +132,14 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def row_block(cols: int) -> int:
+    """Block of a program that holds whole rows. At least two columns: `keep_packed` moves pairs of 16-bit elements."""
+    return max(2, next_power_of_2(cols))
+
+
 WHOLE_ROWS = {
-    "BLOCK_COLS": lambda args: next_power_of_2(args["cols"]),
-    "EXACT": lambda args: next_power_of_2(args["cols"]) == args["cols"],
+    "BLOCK_COLS": lambda args: row_block(args["cols"]),
+    "EXACT": lambda args: row_block(args["cols"]) == args["cols"],
     "ALIGN": align_elements,
     "TWO_STRIDE": has_two_strides,
 }
@@ -159,13 +165,16 @@ def held_bytes_fit(elements: int, problem: Problem, *, weight_first: bool, num_w
     return x_bytes >= VECTOR_BYTES and x_bytes + w_bytes <= MAX_HELD_BYTES
 
 
-def prune_configs(is_valid: IsValid) -> dict[str, Any]:
-    """`prune_configs_by` for `triton.autotune`: the configs of the space that `is_valid` accepts for the call's arguments."""
+def prune_configs(is_valid: IsValid, problem_of_named: ProblemOf | None = None) -> dict[str, Any]:
+    """`prune_configs_by` for `triton.autotune`: the configs of the space that `is_valid` accepts for the call's arguments.
+
+    `problem_of_named` makes a Problem of those; by default `problem_of_call`.
+    """
 
     def early_config_prune(configs: list[triton.Config], named_args: Mapping[str, Any], **_: Any) -> list[triton.Config]:
         from kernels.device import current_device  # asks the GPU, so not at import
 
-        problem = problem_of_call(named_args)
+        problem = (problem_of_named or problem_of_call)(named_args)
         device = current_device()
         return [config for config in configs if is_valid(config_params(config), problem, device)]
 

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from kernels.variants.common import ROW_INTEGERS, align_elements, elements_per_thread_fit, has_two_strides, prune_configs, row_start, scaled
-from tuning_db.model import Device, Problem, itemsize
+from tuning_db.model import FORWARD, Device, Problem, itemsize
 
+OP = FORWARD
 REVISION = 1
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = True  # the second pass reads a block right before it writes the same block

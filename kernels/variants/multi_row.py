@@ -18,8 +18,9 @@ from kernels.variants.common import (
     row_start,
     scaled,
 )
-from tuning_db.model import Device, Problem, itemsize
+from tuning_db.model import FORWARD, Device, Problem, itemsize
 
+OP = FORWARD
 REVISION = 1
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = True

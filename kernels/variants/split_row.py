@@ -41,8 +41,9 @@ from kernels.variants.common import (
     store_piece,
     sums_of_all_chunks,
 )
-from tuning_db.model import NO_WEIGHT, Device, Problem
+from tuning_db.model import FORWARD, NO_WEIGHT, Device, Problem
 
+OP = FORWARD
 REVISION = 2
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = False

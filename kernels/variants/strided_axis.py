@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from kernels.variants.common import ROW_INTEGERS, next_power_of_2, prune_configs
-from tuning_db.model import Device, Problem
+from tuning_db.model import FORWARD, Device, Problem
 
+OP = FORWARD
 REVISION = 1
 LAYOUTS = ("strided_axis",)
 IN_PLACE = True

@@ -18,8 +18,9 @@ from kernels.variants.common import (
     row_start,
     scaled,
 )
-from tuning_db.model import NO_WEIGHT, Device, Problem, itemsize
+from tuning_db.model import FORWARD, NO_WEIGHT, Device, Problem, itemsize
 
+OP = FORWARD
 REVISION = 1
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = True

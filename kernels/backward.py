@@ -1,0 +1,89 @@
+"""From dy, x and weight to dx and dw: what serves one kind of backward, decided once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from kernels.geometry import Geometry, geometry_of
+from kernels.reference import rmsnorm_backward_torch
+from tuning_db.model import NO_WEIGHT, Config
+
+Gradients: TypeAlias = tuple["torch.Tensor | None", "torch.Tensor | None"]
+BackwardCall: TypeAlias = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", float], Gradients]
+"""call(dy, x, weight, eps) -> (dx, dw) for one kind of arguments. None where a gradient is not wanted. dy is never written to."""
+
+
+def prepare_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, axis: int, config: Config | None, *, wants_dx: bool, wants_dw: bool
+) -> BackwardCall:
+    """Decide what computes the gradients of `rmsnorm(x, weight, axis=axis)` for tensors like these; `config` overrides the ladder.
+
+    Read in place: x and dy whose normalised elements are adjacent and whose rows, in the order of x's shape, lie at one stride (0 for a dy
+    expanded over rows). Of each that needs more (another axis than the last, several strides, dy expanded along the row) one
+    contiguous copy is made, with the normalised axis last. dx is packed in that order.
+    """
+    from kernels import dispatch
+
+    x_ready, dy_ready = _readable(x, axis), _readable(dy, axis)
+    geometry = _geometry(x_ready(x), dy_ready(dy))
+    choice = dispatch.choose_and_prepare_backward(
+        geometry,
+        (_name(x.dtype), NO_WEIGHT if weight is None else _name(weight.dtype), _name(dy.dtype)),
+        x.get_device(),
+        config,
+        wants_dx=wants_dx,
+        wants_dw=wants_dw,
+    )
+    launch = choice.launch
+    if launch is None:
+        return torch_backward(axis)
+    wants_dw = wants_dw and weight is not None
+    copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
+    is_last = axis == x.dim() - 1
+
+    def call(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> Gradients:
+        x, dy = x_ready(x), dy_ready(dy)
+        if weight is not None and copies_weight:
+            weight = weight.resolve_neg().contiguous()
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_dx else None
+        dw = torch.empty_like(weight) if weight is not None and wants_dw else None
+        launch(dx, dw, dy, x, weight, eps)
+        return dx if is_last or dx is None else dx.movedim(-1, axis), dw
+
+    return call
+
+
+def torch_backward(axis: int) -> BackwardCall:
+    """PyTorch's operations, differentiable once more."""
+    return lambda dy, x, weight, eps: rmsnorm_backward_torch(dy, x, weight, eps, axis)
+
+
+def _readable(tensor: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes a tensor like this one readable to the kernels: nothing, or a copy with the axis last."""
+    if axis == tensor.dim() - 1 and _row_stride(tensor) is not None:
+        return lambda tensor: tensor
+    return lambda tensor: tensor.movedim(axis, -1).resolve_neg().contiguous()
+
+
+def _row_stride(tensor: torch.Tensor) -> int | None:
+    """Elements from row to row of the last axis, in the order of the shape; None where the kernels can't read it as it lies."""
+    if tensor.is_neg():
+        return None
+    packed = torch.empty(tensor.shape, device="meta").stride()
+    geometry = geometry_of(tensor.shape, tensor.stride(), packed, tensor.dim() - 1)
+    return geometry.x_row_stride if geometry is not None and geometry.layout == "contiguous" else None
+
+
+def _geometry(x: torch.Tensor, dy: torch.Tensor) -> Geometry:
+    x_row_stride, dy_row_stride = _row_stride(x), _row_stride(dy)
+    assert x_row_stride is not None
+    assert dy_row_stride is not None
+    cols = x.shape[-1]
+    return Geometry("contiguous", x.numel() // cols, cols, 0, 0, x_row_stride, 1, 0, dy_row_stride, 1)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
