@@ -13,7 +13,7 @@ from triton.compiler import CompiledKernel
 
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
-from kernels.launch import Binary, binary_of, kernel_arguments, load_binary
+from kernels.launch import Binary, binary_of, kernel_arguments, load_binary, submission
 from kernels.variants import COLUMN_SUM, VARIANTS, column_sum, jit_function
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -92,7 +92,7 @@ def _kernel_launcher(
     leading = {"eps", "workspace_ptr", *(name for name, _ in binary.pointers)}
     tail = tuple(arguments[name] for name in function.arg_names if name not in leading)
     compiled = load_binary(binary, device_index)
-    submit, middle = compiled.run, (compiled.packed_metadata, None, None, None)
+    submit, middle = submission(compiled)
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
     split = ("backward", grid[0])
 

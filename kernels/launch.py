@@ -174,7 +174,7 @@ def _ordinary_launcher(
     return launch
 
 
-def _submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:
+def submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The function that submits a launch, and its arguments between the CUfunction and the kernel's own; no hooks, no metadata for them.
 
     In Triton 3.6 on CUDA it is the launcher object's own C function, 1 µs less than the Python around it; else that Python.
@@ -207,7 +207,7 @@ def _direct_launcher(
     Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current. The
     launcher holds the CompiledKernel, not its handle alone: newer Tritons unload a kernel that nobody holds.
     """
-    submit, middle = _submission(compiled)
+    submit, middle = submission(compiled)
     grid_x, grid_y, grid_z = grid
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
     runtime = knobs.runtime

@@ -1,11 +1,11 @@
-"""Zeroed device memory for kernels that count arrivals: one piece a stream, and one a stream of each captured graph.
+"""Zeroed device memory for kernels whose programs wait for each other: one piece a stream, and one a stream of each captured graph.
 
 Kernels on one stream run one after another, so they share a piece. A graph may be replayed on any stream at any time, beside other
 graphs, so each gets memory that nobody else ever uses. That memory is cut from a slab zeroed outside of captures; where no slab has
 room (or the very first call is a captured one) the piece is allocated and zeroed within the graph, which adds a node to it.
 
-Pieces are also separate for each way to use them (`split`: how many programs share a row, and for a backward that it is one), because
-a counter only ever grows by whole multiples of the split that uses it, and slots lie where the kernel that uses them puts them.
+Pieces are also separate for each way to use them (`use`: how many programs share a row, and for a backward that it is one), because the
+kernels go by what their last launch left there.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ _retired: list[torch.Tensor] = []  # used slabs, which captured graphs point int
 _slab_lock = threading.Lock()  # taken where a slab is cut or replaced, never by a usual call
 
 
-def workspace(device_index: int, stream: int, split: Hashable, words: int) -> torch.Tensor:
-    """At least `words` 64-bit words whose counters hold a multiple of the split, for a launch on `stream` of the current device."""
+def workspace(device_index: int, stream: int, use: Hashable, words: int) -> torch.Tensor:
+    """At least `words` 64-bit words, zero or as the last launch of that use left them, for one on `stream` of the current device."""
     if torch._C._cuda_isCurrentStreamCapturing():
-        return _captured(device_index, stream, split, words)
-    piece = _by_stream.get((device_index, stream, split))
+        return _captured(device_index, stream, use, words)
+    piece = _by_stream.get((device_index, stream, use))
     if piece is None or piece.numel() < words:
         if piece is not None:
             _retired.append(piece)  # another thread may be about to launch with it
         piece = _zeros(device_index, max(MIN_WORDS, 1 << (words - 1).bit_length()))
-        _by_stream[(device_index, stream, split)] = piece
+        _by_stream[(device_index, stream, use)] = piece
     slab = _slabs.get(device_index)
     if slab is None or slab.used > SLAB_WORDS // 2:
         _refill_slab(device_index)
     return piece
 
 
-def _captured(device_index: int, stream: int, split: Hashable, words: int) -> torch.Tensor:
+def _captured(device_index: int, stream: int, use: Hashable, words: int) -> torch.Tensor:
     identity = capture_id(stream)
     capture = _captures.get((device_index, stream))
     if capture is None or identity is None or capture.identity != identity:
         capture = _captures[(device_index, stream)] = _Capture(identity)
-    piece = capture.pieces.get(split)
+    piece = capture.pieces.get(use)
     if piece is None or piece.numel() < words:
-        piece = capture.pieces[split] = _cut(device_index, words)
+        piece = capture.pieces[use] = _cut(device_index, words)
     return piece
 
 
