@@ -13,7 +13,7 @@ from tuning_db.model import Config
 CALLS = {
     "whole_row": ((64, 4096), 1),
     "multi_row": ((640, 128), 1),
-    "looped": ((4, 40_000), 1),
+    "looped": ((4, 5000), 1),
     "split_row": ((4, 40_000), 1),
     "cluster_row": ((4, 40_000), 1),
     "strided_axis": ((3, 100, 64), 1),
