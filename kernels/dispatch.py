@@ -17,12 +17,13 @@ from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
 from kernels.launch import Allocate, build_launcher
 from kernels.overrides import active_override
+from kernels.provenance import is_current, is_fresh
 from kernels.settings import read_settings, user_database
-from kernels.variants import VARIANTS, is_legal, source_hash
+from kernels.variants import VARIANTS, is_legal
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import BACKWARD, TORCH_VARIANT, Config, Device, Problem, Record, Tier, Trial
+from tuning_db.model import BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
@@ -103,21 +104,6 @@ def pick_config(
         heuristic=lambda problem, device: heuristic_config(problem, device, allowed),
         override=config if config is not None and allowed(config) else None,
     )
-
-
-def is_current(record: Record | Trial) -> bool:
-    """Whether the variant still exists, with the revision that the record was made with."""
-    if record.config.variant == TORCH_VARIANT:
-        return True
-    variant = VARIANTS.get(record.config.variant)
-    return variant is not None and record.revision == variant.REVISION
-
-
-def is_fresh(record: Record | Trial) -> bool:
-    """Whether a current record is of today's kernel source and Triton; a stale one is used, but yields to a fresh one."""
-    if record.triton_version != triton.__version__:
-        return False
-    return record.config.variant == TORCH_VARIANT or source_hash(record.config.variant) == record.source_hash
 
 
 def choose_and_prepare(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from kernels.api import rmsnorm
 from kernels.device import interpreting
-from kernels.rmsnorm import rmsnorm
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -133,7 +133,7 @@ def _marking_call(launch: Call) -> Call:
 
 def _resolving_call(launch: Call, axis: int) -> Call:
     """For inputs that may have a lazy minus sign, or a weight whose elements are not adjacent."""
-    from kernels.rmsnorm import rmsnorm
+    from kernels.api import rmsnorm
 
     marking = _marking_call(launch)
 

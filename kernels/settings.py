@@ -36,6 +36,11 @@ def read_settings() -> Settings:
     return Settings(backend, (*named, user_database()))
 
 
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors: TRITON_INTERPRET, as Triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "yes", "y")
+
+
 def user_database() -> Path:
     """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies)."""
     return Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False)) / "tuning.sqlite"

@@ -26,7 +26,7 @@ def _own_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RMSNORM_BACKEND", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     from kernels import dispatch
-    from kernels.rmsnorm import forget_plans
+    from kernels.api import forget_plans
 
     monkeypatch.setattr(dispatch, "shipped_records", lambda _: ([], []))
     forget_plans()

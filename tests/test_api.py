@@ -1,6 +1,5 @@
 """`rmsnorm` as its users call it: arguments, shapes, strides, out, backends, transforms, threads, and what a second call costs."""
 
-import importlib
 import inspect
 import itertools
 import logging
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import InvalidInput, dispatch, override, plans, rmsnorm, stats
+from kernels import InvalidInput, api, dispatch, override, plans, rmsnorm, stats
+from kernels.api import forget_plans
 from kernels.device import current_device
 from kernels.geometry import geometry_of
-from kernels.rmsnorm import forget_plans
 from kernels.settings import SettingsError, user_database
 from kernels.variants import VARIANTS, candidates
 from oracle import (
@@ -37,8 +36,6 @@ from tuning_db.model import Config, Device, Measurement, Problem, Role, Status, 
 from tuning_db.store import open_for_writing
 
 ROOT = Path(__file__).parents[1]
-public = importlib.import_module("kernels.rmsnorm")
-"""The module; `kernels.rmsnorm` as an attribute is the function."""
 
 
 @pytest.fixture
@@ -521,7 +518,7 @@ def torch_launcher(config, geometry, dtypes, device_index, allocate):
 def test_eight_threads_first_calling_at_once(monkeypatch):
     if INTERPRETED:
         monkeypatch.setattr(dispatch, "build_launcher", torch_launcher)
-    monkeypatch.setattr(public, "MAX_PLANS", 5)  # so that the table is also emptied while others read it
+    monkeypatch.setattr(api, "MAX_PLANS", 5)  # so that the table is also emptied while others read it
     xs = [random_x((rows, 16), torch.float32) for rows in range(1, 9)]
     together, faults = threading.Barrier(8), []
 
@@ -544,11 +541,11 @@ def test_eight_threads_first_calling_at_once(monkeypatch):
 
 
 def test_the_plan_table_is_bounded(monkeypatch):
-    monkeypatch.setattr(public, "MAX_PLANS", 4)
+    monkeypatch.setattr(api, "MAX_PLANS", 4)
     for rows in range(1, 12):
         x = random_x((rows, 8), torch.float32)
         assert_rmsnorm(rmsnorm(x), x)
-        assert 1 <= len(public._plans) <= 4
+        assert 1 <= len(api._plans) <= 4
 
 
 def test_a_second_call_looks_nothing_up(monkeypatch):

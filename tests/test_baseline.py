@@ -86,7 +86,8 @@ def test_a_board_is_known_by_its_fingerprint_not_its_name(recorded: Baseline, tm
 def test_find_says_why_there_is_none(recorded: Baseline, tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     assert find(DEVICE, POLICY, path) == (None, f"{path} does not exist")
-    assert find(replace(DEVICE, sm_count=7), POLICY)[1].startswith(f"there is none for {DEVICE.name} (sm_90-7sm-")
+    nobodys = replace(DEVICE, name="NVIDIA H1000", sm_count=7)
+    assert find(nobodys, POLICY)[1].startswith("there is none for NVIDIA H1000 (sm_90-7sm-")
     path.write_text(to_text(recorded))
     assert find(DEVICE, POLICY, path)[0] is not None
     assert "was measured by policy" in find(DEVICE, "graph-cold-2", path)[1]

@@ -151,3 +151,28 @@ def test_a_call_never_imports_sqlite_utils():
     assert not unwanted & (set(sys.modules) - before), unwanted & (set(sys.modules) - before)
     """
     assert run_python(source) == ""
+
+
+def test_a_finished_sweep_is_told_without_torch(tmp_path):
+    """A GPU's records are all there: that is seen with what the driver says of the GPU, and torch, seconds of import, stays out."""
+    finished = run_python(f"""
+        import os, sys
+        os.environ.pop("TRITON_INTERPRET", None)
+        from dataclasses import replace
+        from pathlib import Path
+        import triton
+        from kernels import driver
+        from tuner.cli import main
+        from tuning_db.jsonl import shipped_records, write_jsonl
+        from tuning_db.store import open_for_writing
+
+        devices, records = shipped_records("sm_90")
+        wanted = [replace(r, triton_version=triton.__version__) for r in records if (r.problem.rows, r.problem.cols) == (1, 4096)]
+        with open_for_writing(Path({str(tmp_path / "tuning.sqlite")!r})) as store:
+            store.import_jsonl(write_jsonl(devices, wanted))
+        driver.first_nvidia_device = lambda: devices[0]
+        main(["sweep", "--rows", "1", "--cols", "4096", "--db", {str(tmp_path / "tuning.sqlite")!r}], standalone_mode=False)
+        print("torch" in sys.modules)
+    """)
+    assert "Nothing to do: 1 of 1 problem" in finished
+    assert finished.splitlines()[-1] == "False"

@@ -15,9 +15,11 @@ from kernels.heuristic import heuristic_config
 from kernels.variants import candidates
 from tuner import sweep as pipeline
 from tuner.compiling import Compiled
+from tuner.events import Finished, Started
 from tuner.failure import Failure
 from tuner.measure import Bench
-from tuner.sweep import Finished, Started, sweep_gpu, unfinished
+from tuner.sweep import sweep_gpu
+from tuner.unfinished import unfinished
 from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Resources, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 

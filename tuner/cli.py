@@ -96,22 +96,33 @@ def sweep(
 
     Killed or interrupted, the same command goes on where it stopped. --rows and --cols without --workload make up the problems.
     """
-    from kernels.device import describe, has_gpu, interpreting
+    from kernels.driver import first_nvidia_device
+    from kernels.settings import interpreting
     from tuner import display
-    from tuner.architectures import architectures
     from tuner.session import Session
 
     if interpreting():
         raise click.ClickException("TRITON_INTERPRET is set, and the interpreter's kernels can't be tuned: unset it")
     console = display.console(stderr=as_json)
+    made_up = bool(rows and cols and not workload)
+    wanted = Filter(op, dtype, rows, cols)
+    path = _database(db)
+    here = None if arch or retune or dry_run else first_nvidia_device()
+    if here is not None:  # what is finished is told without torch, which takes seconds to import
+        finished = Session(here, None, tuple(_problems(workload or "llm", made_up, wanted)), path, retune, budget)
+        if finished.is_done():
+            _report([_nothing_to_do(finished, console)], as_json)
+            return
+
+    from kernels.device import describe, has_gpu
+    from tuner.architectures import architectures
+
     measures = has_gpu() and not arch
     names = arch or (DEFAULT_ARCH,)
     if not has_gpu():
         listed = ", ".join(names)
         display.message(console, f"No GPU here: compiling for {listed} and recording the model's picks. Run this on a GPU to measure.")
-    made_up = bool(rows and cols and not workload)
-    problems = _problems(workload or ("llm" if measures else "quick"), made_up, Filter(op, dtype, rows, cols))
-    path = _database(db)
+    problems = _problems(workload or ("llm" if measures else "quick"), made_up, wanted)
     boards = [None] if measures else [architectures()[name] for name in names]
     sessions = [Session(board.device if board else describe(0), board, tuple(problems), path, retune, budget) for board in boards]
     if dry_run:
@@ -121,9 +132,7 @@ def sweep(
         if as_json:
             click.echo(json.dumps([{"device_uid": s.device.uid, **vars(plan)} for s, plan in zip(sessions, plans, strict=True)], indent=2))
         return
-    results = [_run(session, console) for session in sessions]
-    if as_json:
-        click.echo(display.sweep_json(results))
+    _report([_run(session, console) for session in sessions], as_json)
 
 
 @main.command(epilog=EPILOG, short_help="Coverage per device, sweeps, failures.")
@@ -285,8 +294,7 @@ def _run(session: Session, console: Console) -> SweepResult:
     from tuner import display
 
     if session.is_done():
-        display.message(console, display.nothing_to_do(session))
-        return display.SweepResult(session, (), {}, len(session.problems), 0.0)
+        return _nothing_to_do(session, console)
     with open_for_writing(session.path) as store:
         todo = session.todo(store.records(session.device.uid))
         display.message(console, display.beginning(session, len(todo)))
@@ -307,6 +315,20 @@ def _run(session: Session, console: Console) -> SweepResult:
         )
     display.print_result(console, result)
     return result
+
+
+def _nothing_to_do(session: Session, console: Console) -> SweepResult:
+    from tuner import display
+
+    display.message(console, display.nothing_to_do(session))
+    return display.SweepResult(session, (), {}, len(session.problems), 0.0)
+
+
+def _report(results: list[SweepResult], as_json: bool) -> None:
+    from tuner import display
+
+    if as_json:
+        click.echo(display.sweep_json(results))
 
 
 def _problems(workload: str, made_up: bool, wanted: Filter) -> list[Problem]:

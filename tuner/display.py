@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kernels.settings import read_settings
+from tuner.events import Finished, Started
 from tuner.session import Plan, Session
-from tuner.sweep import Finished, Started
 from tuning_db.model import BACKWARD, NO_WEIGHT, Problem, Record, Resources, to_dict
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

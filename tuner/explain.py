@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.dispatch import pick_config, record_index
+from kernels.provenance import is_todays
 from kernels.settings import read_settings
-from tuner.sweep import is_todays
 from tuning_db.lookup import Pick, RecordIndex
 from tuning_db.model import Device, Problem, Record, to_dict
 

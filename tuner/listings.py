@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from kernels.provenance import is_todays
 from tuner.architectures import architectures
 from tuner.display import count, fraction, message, microseconds, problem_label, ratio, table
 from tuner.explain import Explanation
-from tuner.sweep import is_todays
 from tuning_db.lookup import Pick
 from tuning_db.model import Device, Record, Source, Status, Tier
 from tuning_db.store import Store

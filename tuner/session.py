@@ -1,20 +1,20 @@
-"""One sweep of the command line on one device: what it has to do, and how it ends."""
+"""One sweep of the command line on one device: what it has to do, and how it ends.
+
+torch is imported where there is something to do, so that a finished sweep is told so in a second or two.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from kernels.variants import candidates
 from tuner.architectures import Architecture, target_of
-from tuner.compiling import binary_for
+from tuner.events import Finished, Watch
 from tuner.failure import Failure
-from tuner.sweep import Finished, Watch, sweep_compile_only, sweep_gpu, unfinished
+from tuner.unfinished import unfinished
 from tuning_db.errors import DatabaseError
 from tuning_db.model import Device, Problem, Record, Resources, Source
 from tuning_db.store import Store, read_records
@@ -57,6 +57,8 @@ class Session:
 
     def plan(self) -> Plan:
         """Count the work without touching any file."""
+        from tuner.compiling import binary_for
+
         todo = self.todo(self._read())
         target = target_of(self.device.arch, self.device.warp_size)
         pairs = [(problem, config) for problem in todo for config in candidates(problem, self.device)]
@@ -69,6 +71,12 @@ class Session:
 
     def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
         """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        import torch
+
+        from tuner.sweep import sweep_compile_only, sweep_gpu
+
         try:
             if self.architecture:
                 sweep_compile_only(todo, self.architecture, store, argv, watch, self.budget_s)

@@ -7,21 +7,21 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TypeAlias
 
 import torch
 import triton
 
 from kernels.backward_launch import build_backward_launcher
-from kernels.dispatch import is_current, is_fresh, pick_config
+from kernels.dispatch import pick_config
 from kernels.heuristic import heuristic_config
 from kernels.launch import build_launcher
-from kernels.variants import VARIANTS, candidates, is_legal, source_hash
+from kernels.provenance import is_todays
+from kernels.variants import VARIANTS, candidates, source_hash
 from tuner.architectures import Architecture, target_of
 from tuner.cases import Case
 from tuner.compiling import Compiled, CompilePool, binary_for
+from tuner.events import Finished, Started, Watch
 from tuner.failure import Failure
 from tuner.measure import Bench, measurement
 from tuner.model import modelled
@@ -35,10 +35,8 @@ from tuning_db.model import (
     Device,
     Measurement,
     Problem,
-    Record,
     Resources,
     Role,
-    Source,
     Status,
     Sweep,
     Tier,
@@ -51,46 +49,6 @@ TORCH = Config.of(TORCH_VARIANT)
 FINALISTS = 3
 """Fastest configs of the elimination that race again on fresh buffers, so that luck in one race decides nothing."""
 FINAL_ROUNDS = 9
-
-
-@dataclass(frozen=True)
-class Started:
-    """Work on a problem begins; `done` of `total` problems are finished, `compiled` of `binaries` binaries compiled."""
-
-    problem: Problem
-    done: int
-    total: int
-    compiled: int
-    binaries: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A problem's trials are committed. record is None if no config got through."""
-
-    problem: Problem
-    record: Record | None
-    trials: int
-    failed: int
-
-
-Watch: TypeAlias = Callable[[Started | Finished], None]
-
-
-def unfinished(problems: Sequence[Problem], records: Sequence[Record], source: Source, device: Device) -> list[Problem]:
-    """The problems without a record of today's kernels and space, in order: what a resumed sweep still has to do."""
-
-    def is_done(record: Record) -> bool:
-        legal = record.config.variant == TORCH_VARIANT or is_legal(record.config, record.problem, device)
-        return record.source is source and legal and is_todays(record)
-
-    done = {record.problem for record in records if is_done(record)}
-    return [problem for problem in problems if problem not in done]
-
-
-def is_todays(record: Record | Trial) -> bool:
-    """Whether the record or trial was made with today's kernels and Triton."""
-    return is_current(record) and is_fresh(record)
 
 
 def sweep_gpu(
