@@ -114,7 +114,7 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
     # Only the imaginary part of a conjugate can have a lazy minus sign, and its elements lie two apart.
     may_be_negated = geometry.x_col_stride != 1 or geometry.cols == 1
     if may_be_negated or (weight is not None and weight.stride(0) != 1):
-        return Plan(_resolving_call(choice.launch, axis), choice.served_by)
+        return Plan(_resolving_call(choice.launch, axis, batch_invariant), choice.served_by)
     return Plan(choice.launch if out is None else _marking_call(choice.launch), choice.served_by)
 
 
@@ -131,15 +131,17 @@ def _marking_call(launch: Call) -> Call:
     return call
 
 
-def _resolving_call(launch: Call, axis: int) -> Call:
+def _resolving_call(launch: Call, axis: int, batch_invariant: bool) -> Call:
     """For inputs that may have a lazy minus sign, or a weight whose elements are not adjacent."""
-    from kernels.api import rmsnorm
-
     marking = _marking_call(launch)
+    of_resolved: list[Plan] = []  # prepared when it is first needed: without the sign x lies in memory of its own, packed
 
     def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         if x.is_neg():
-            return rmsnorm(x.resolve_neg(), weight, eps, axis, out=out)
+            x = x.resolve_neg()
+            if not of_resolved:
+                of_resolved.append(_triton_plan(x, weight, axis, out, batch_invariant))
+            return of_resolved[0].call(out, x, weight, eps)
         return marking(out, x, None if weight is None else weight.resolve_neg().contiguous(), eps)
 
     return call
