@@ -1,9 +1,10 @@
 """Backward of wide rows: each program owns a chunk of columns, with its part of dw in registers, and walks rows in step with the others.
 
-The programs of a group own the chunks of the same rows. For each row a program publishes the sums of x² and g · x over its chunk, and
-waits for those of the others as `split_row` does and says: counters that only grow, a bounded wait, and whoever waits in vain forms the
-sums itself, with the same bits. Each row has a slot of its own in the workspace, so that a program that did not wait may run ahead.
-dx must not overwrite x or dy, which others may still have to read.
+The programs of a group own the chunks of the same rows. For each row a program publishes the sums of x² and g · x over its chunk, adds
+one to the row's counter and waits until all have. The counter only grows, by the number of chunks a launch, so that a replay needs no
+reset. The wait is bounded, as in `split_row`: whoever waits in vain forms the sums itself, with the same bits. Each row has a slot of its
+own in the workspace, so that a program that did not wait may run ahead. dx must not overwrite x or dy, which others may still have to
+read.
 
 A program publishes a row ahead: what it waits for at a row was published by the others a turn ago, so that the two microseconds that an
 arrival takes to be seen are spent at work. Between the two a row's chunk is given up, not held: registers are what limits how many
