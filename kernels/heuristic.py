@@ -12,7 +12,7 @@ from collections.abc import Callable
 from kernels.backward_heuristic import backward_misfit
 from kernels.variants import candidates
 from kernels.variants.common import next_power_of_2
-from tuning_db.model import BACKWARD, Config, Device, Problem, itemsize
+from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Device, Problem, itemsize
 
 SM_BYTES = 2**15
 """What an SM's programs hold at once at 32 bytes a thread. With more to do a thread takes 64 (H100: 7 % at 1024 x 4096 bf16)."""
@@ -28,6 +28,9 @@ HALF_WARP_BYTES = 2**8
 
 WHOLE_ROW_BYTES = 2**15
 """A row up to here is one program's: beyond, several programs a row keep more bytes in flight (H100: 34 % at 16 x 32768 bf16)."""
+
+SHARED_ROW_BYTES = 3 * 2**13
+"""From here on programs share a row as well, once whole rows no longer fit the GPU at once (H100: 6 % at 1024 x 12288 bf16)."""
 
 CHUNK_BYTES = 2**13
 """A program's share of a longer row (H100: half or twice as much costs up to 12 %)."""
@@ -65,9 +68,10 @@ def _misfit(config: Config, problem: Problem, device: Device) -> tuple[int, floa
         return (1 if row_bytes <= WHOLE_ROW_BYTES else 4, misfit + 0.1 * (not params["weight_first"]))
     if config.variant == "split_row":
         chunk = int(params["block_cols"]) * int(params["max_pieces"]) * size
-        wanted = row_bytes > WHOLE_ROW_BYTES or (row_bytes == WHOLE_ROW_BYTES and sm_bytes > 2 * SM_BYTES)
+        wanted = row_bytes > WHOLE_ROW_BYTES or (problem.cols * size >= SHARED_ROW_BYTES and sm_bytes > 2 * SM_BYTES)
         misfit = _octaves(chunk / CHUNK_BYTES) + _octaves(chunk / threads / thread_bytes)
-        return (0 if wanted else 5, misfit + 0.1 * (bool(params["weight_first"]) is full))
+        weight_late = full or (problem.w_dtype != NO_WEIGHT and itemsize(problem.w_dtype) > size)  # registers are scarce
+        return (0 if wanted else 5, misfit + 0.1 * (bool(params["weight_first"]) is weight_late))
     if config.variant == "cluster_row":
         cluster = max(8, row_bytes / CHUNK_BYTES)
         wanted = WHOLE_ROW_BYTES <= row_bytes <= CLUSTER_BYTES and problem.rows * cluster <= device.sm_count
