@@ -82,7 +82,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
     from kernels.variants import VARIANTS, column_sum, is_legal, space
     from tuner.architectures import architectures
     from tuning_db.jsonl import shipped_records
-    from tuning_db.model import BACKWARD, Problem
+    from tuning_db.model import OPS, Problem
 
     target, device = compile_time_arguments(arch)
 
@@ -111,10 +111,10 @@ def compile_arch(arch: str) -> dict[str, Any]:
             amount = spilled_bytes(compiled(binary_for(record.config, record.problem)))
             if amount:
                 spilling[f"{record.config}, {record.problem}"] = amount
-    # Nobody has measured the backward: what runs is what the heuristic picks.
+    # Where nobody has measured, what runs is what the heuristic picks.
     for x, w in (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "none"), ("float32", "float32")):
-        for rows, cols in itertools.product((4, 512, 32_768), (1, 64, 256, 1024, 4096, 5120, 8192, 16_384, 131_072)):
-            problem = Problem(BACKWARD, x, w, x, rows, cols)
+        for op, rows, cols in itertools.product(OPS, (4, 512, 32_768), (1, 64, 256, 1024, 4096, 5120, 8192, 16_384, 131_072)):
+            problem = Problem(op, x, w, x, rows, cols)
             config = heuristic_config(problem, architectures()[arch].device)
             amount = spilled_bytes(compiled(binary_for(config, problem)))
             if amount:

@@ -210,6 +210,32 @@ def explain(
         listings.print_explanation(display.console(), explanation, assumed, read_settings().backend)
 
 
+@main.command(epilog=EPILOG, short_help="What unmeasured picks lose.")
+@options.dtype_option
+@options.db_option
+@options.json_option
+def regret(dtype: tuple[str, ...], db: Path | None, as_json: bool) -> None:
+    """What the picks of heuristic, nearest neighbour and model lose against the fastest config of the same race.
+
+    Needs a database with the trials of a sweep on a GPU, and no GPU. The nearest neighbour is looked up without the problem's own record.
+    """
+    from tuner import display, regret_tables
+    from tuner.regret import regrets
+
+    wanted = Filter((), dtype)
+    with open_for_reading(_database(db)) as store:
+        found = [(device, regrets(store, device, wanted.passes)) for device in store.devices()]
+        results = [(device, cells) for device, cells in found if cells]
+        if not results:
+            having = f" with {wanted}" if str(wanted) else ""
+            raise click.ClickException(f"{store.path} has no trials of a sweep on a GPU{having}: sweep, or name another file by --db")
+    if as_json:
+        click.echo(regret_tables.regret_json(results))
+        return
+    for device, cells in results:
+        regret_tables.print_regret(display.console(), device, cells)
+
+
 @main.command(epilog=EPILOG, short_help="Records as JSON Lines.")
 @click.option("--arch", help="Only records of this architecture.")
 @click.option("--output", type=options.path, help="Write to this file instead of stdout.")
