@@ -16,7 +16,7 @@ from tuning_db.model import Source
 from tuning_db.store import open_for_writing, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["sweep", "--arch", "sm_90", "--rows", "1,256", "--cols", "512", "--db", "t.sqlite"]
+TINY = ["sweep", "--arch", "sm_90", "--rows", "1,8", "--cols", "512", "--db", "t.sqlite"]
 SLOWER = ["sweep", "--arch", "sm_90", "--rows", "1", "--cols", "512,1024,2048", "--db", "t.sqlite"]
 
 
@@ -114,7 +114,7 @@ def test_a_compile_only_sweep_from_end_to_end(swept: tuple[Shop, str]) -> None:
     shop, stdout = swept
     devices, records = read_records(shop.database, "sm_90")
     assert [device.name for device in devices] == ["H100 SXM5"]
-    assert [(record.source, record.problem.rows) for record in records] == [(Source.MODELLED, 1), (Source.MODELLED, 256)]
+    assert [(record.source, record.problem.rows) for record in records] == [(Source.MODELLED, 1), (Source.MODELLED, 8)]
     with open_for_writing(shop.database) as store:
         (sweep,) = store.sweeps()
         assert (sweep.state, json.loads(sweep.argv)) == ("finished", TINY)
@@ -150,8 +150,8 @@ def test_json_goes_to_stdout_and_progress_to_stderr(shop: Shop) -> None:
     assert done.returncode == 0
     (sweep,) = json.loads(done.stdout)["sweeps"]
     assert (sweep["problems"], sweep["recorded"], sweep["finished"], sweep["failed"]) == (2, 2, 2, 0)
-    assert [record["problem"]["rows"] for record in sweep["records"]] == [1, 256]
-    assert "[2/2] 256x512 bf16" in done.stderr
+    assert [record["problem"]["rows"] for record in sweep["records"]] == [1, 8]
+    assert "[2/2] 8x512 bf16" in done.stderr
 
 
 def test_a_dry_run_touches_no_file(shop: Shop) -> None:
@@ -263,9 +263,9 @@ def test_status_counts(in_process: CliRunner) -> None:
 
 
 def test_show_filters(in_process: CliRunner) -> None:
-    assert [record["problem"]["rows"] for record in json.loads(invoke(in_process, "show", "--json").output)] == [1, 256]
+    assert [record["problem"]["rows"] for record in json.loads(invoke(in_process, "show", "--json").output)] == [1, 8]
     (record,) = json.loads(invoke(in_process, "show", "--json", "--rows", "250").output)
-    assert record["problem"]["rows"] == 256
+    assert record["problem"]["rows"] == 8
     for nothing in (["--dtype", "fp32"], ["--cols", "1024"], ["--source", "measured"], ["--device", "sm_80"]):
         assert json.loads(invoke(in_process, "show", "--json", *nothing).output) == []
 

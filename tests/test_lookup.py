@@ -1,5 +1,6 @@
 """The ladder: properties over random databases, and its order by hand."""
 
+import math
 import time
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuning_db.lookup import Pick, RecordIndex, choose, problem_distance
+from tuning_db.lookup import REACH, Pick, RecordIndex, choose, problem_distance
 from tuning_db.model import Config, Device, Problem, Record, Source, Tier, itemsize
 
 HERE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
@@ -92,7 +93,7 @@ def test_exact_beats_everything(layers: list, problem: Problem) -> None:
 
 @given(databases, problems)
 def test_nearest_is_nearest_by_brute_force(layers: list, problem: Problem) -> None:
-    """The ladder restated as one sort over all records."""
+    """The ladder restated as one sort over all records within reach."""
 
     def rank(record: Record, layer: int) -> tuple:
         device = next(device for device in DEVICES if device.uid == record.device_uid)
@@ -111,7 +112,8 @@ def test_nearest_is_nearest_by_brute_force(layers: list, problem: Problem) -> No
         )
 
     def related(a: Problem) -> bool:
-        return (a.op, a.layout, itemsize(a.x_dtype)) == (problem.op, problem.layout, itemsize(problem.x_dtype))
+        alike = (a.op, a.layout, itemsize(a.x_dtype)) == (problem.op, problem.layout, itemsize(problem.x_dtype))
+        return alike and problem_distance(problem, a) <= REACH
 
     ranked = [
         (rank(record, layer), record)
@@ -153,14 +155,15 @@ def test_the_ladder_step_by_step() -> None:
     steps = [
         (Tier.EXACT, make_record(name="exact"), 0.0),
         (Tier.NEAREST_ROWS, make_record(replace(PROBLEM, rows=16), name="rows"), 2.0),
+        (Tier.NEAREST_COLS, make_record(replace(PROBLEM, cols=5120), name="cols"), 4 * math.log2(1.25)),
         (Tier.NEAREST_COLS, make_record(replace(PROBLEM, x_dtype="float16", rows=128), name="dtype"), 1.5),
-        (Tier.NEAREST_COLS, make_record(replace(PROBLEM, cols=8192), name="cols"), 4.0),
         (Tier.NEAREST_DEVICE, make_record(device=NEAR, name="near"), HERE.distance(NEAR)),
         (Tier.NEAREST_DEVICE, make_record(device=FAR, name="far"), HERE.distance(FAR)),
         (Tier.MODELLED, make_record(name="model", source=Source.MODELLED), 0.0),
         (Tier.MODELLED, make_record(name="model far", device=FAR, source=Source.MODELLED), HERE.distance(FAR)),
     ]
-    forbidden = [make_record(replace(PROBLEM, **other)) for other in ({"op": "add"}, {"layout": "two_stride"}, {"x_dtype": "float32"})]
+    others = ({"op": "add"}, {"layout": "two_stride"}, {"x_dtype": "float32"}, {"rows": 64 * 12}, {"cols": 8192})
+    forbidden = [make_record(replace(PROBLEM, **other)) for other in others]
     for at, (tier, record, distance) in enumerate(steps):
         found = pick([("user", [step[1] for step in steps[at:]] + forbidden)])
         assert (found.tier, found.record, found.distance) == (tier, record, pytest.approx(distance))
@@ -172,7 +175,7 @@ def test_the_ladder_step_by_step() -> None:
 def test_equally_near_rows_go_to_the_larger() -> None:
     layers = [("user", [make_record(replace(PROBLEM, rows=rows)) for rows in (32, 128)])]
     assert pick(layers).record.problem.rows == 128
-    cols = [("user", [make_record(replace(PROBLEM, rows=rows, cols=8192)) for rows in (128, 32)])]
+    cols = [("user", [make_record(replace(PROBLEM, rows=rows, cols=5120)) for rows in (128, 32)])]
     assert pick(cols).record.problem.rows == 128
 
 
