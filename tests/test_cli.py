@@ -264,7 +264,7 @@ def test_status_counts(in_process: CliRunner) -> None:
 
 def test_show_filters(in_process: CliRunner) -> None:
     assert [record["problem"]["rows"] for record in json.loads(invoke(in_process, "show", "--json").output)] == [1, 8]
-    (record,) = json.loads(invoke(in_process, "show", "--json", "--rows", "250").output)
+    (record,) = json.loads(invoke(in_process, "show", "--json", "--rows", "7").output)
     assert record["problem"]["rows"] == 8
     for nothing in (["--dtype", "fp32"], ["--cols", "1024"], ["--source", "measured"], ["--device", "sm_80"]):
         assert json.loads(invoke(in_process, "show", "--json", *nothing).output) == []
