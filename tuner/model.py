@@ -20,10 +20,8 @@ THREAD_ELEMENT_US = 0.02
 """What each element of a thread adds to its program: load, square, scale, store, with the other programs of the SM at work; H100."""
 LATE_WEIGHT_US = 0.2
 """What loading the weight after the reduction adds to a program; H100."""
-ARRIVAL_US = 1.0
-"""What publishing and awaiting the partial sums of a split row adds to a program; H100."""
-BARRIER_US = 0.3
-"""What exchanging the partial sums within a cluster adds to a program; H100."""
+EXCHANGE_US = {"split_row": 0.8, "cluster_row": 0.4, "backward_split_row": 1.0}
+"""What exchanging the partial sums of a shared row adds to a program, a cluster's late start included; fitted to an H100's sweep."""
 SECTOR_BYTES = 32
 """The least that a load brings from memory."""
 SHARPNESS = 4
@@ -51,7 +49,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     streams = 2 if problem.op == BACKWARD else 1  # x, and dy
     latency_us = LATENCY_US / int(arguments.get("STAGES", 1))  # of a pipelined loop
     program_us = turns * (latency_us + streams * held / threads * THREAD_ELEMENT_US)
-    program_us += ARRIVAL_US if config.variant.endswith("split_row") else BARRIER_US if config.variant == "cluster_row" else 0.0
+    program_us += EXCHANGE_US.get(config.variant, 0.0)
     program_us += LATE_WEIGHT_US if problem.w_dtype != NO_WEIGHT and config.params.get("weight_first") is False else 0.0
 
     moved = float(problem.bytes_moved)
