@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from kernels.variants.common import next_power_of_2
+from kernels.variants.common import next_power_of_2, octaves
 from tuning_db.model import Config, Device, Problem, itemsize
 
 NARROW_ROW_BYTES = 2**11
@@ -45,16 +45,12 @@ def backward_misfit(config: Config, problem: Problem, device: Device) -> tuple[i
     warps = num_warps * int(params["programs_per_sm"])
     if config.variant == "backward_split_row":
         chunk = int(params["block_cols"]) * itemsize(problem.x_dtype)
-        return (3, _octaves(warps / SHARING_WARPS_PER_SM) + _octaves(chunk / CHUNK_BYTES) + _octaves(chunk / threads / 32))
+        return (3, octaves(warps / SHARING_WARPS_PER_SM) + octaves(chunk / CHUNK_BYTES) + octaves(chunk / threads / 32))
     stages = abs(int(params["stages"]) - STAGES) / 2
     if config.variant == "backward_multi_row":
         wanted = row * itemsize(problem.x_dtype) <= NARROW_ROW_BYTES and problem.rows > device.sm_count
         tile = int(params["rows_per_program"]) * row
-        misfit = 2 * _octaves(warps / TILE_WARPS_PER_SM) + _octaves(tile / threads / TILE_THREAD_ELEMENTS)
+        misfit = 2 * octaves(warps / TILE_WARPS_PER_SM) + octaves(tile / threads / TILE_THREAD_ELEMENTS)
         return (0 if wanted else 2, stages + misfit + 0.1 * math.log2(num_warps))
     rows_bytes = int(params["programs_per_sm"]) * row * itemsize(problem.x_dtype)
-    return (1, stages + _octaves(rows_bytes / ROWS_BYTES_PER_SM) + _octaves(num_warps / PROGRAM_WARPS) + 0.1 * math.log2(num_warps))
-
-
-def _octaves(ratio: float) -> float:
-    return abs(math.log2(ratio))
+    return (1, stages + octaves(rows_bytes / ROWS_BYTES_PER_SM) + octaves(num_warps / PROGRAM_WARPS) + 0.1 * math.log2(num_warps))

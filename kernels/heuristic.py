@@ -6,12 +6,11 @@ than the fastest config in the geometric mean and 4.0 % at p95 on an H100, 1.2 %
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from kernels.backward_heuristic import backward_misfit
 from kernels.variants import candidates
-from kernels.variants.common import next_power_of_2
+from kernels.variants.common import next_power_of_2, octaves
 from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Device, Problem, itemsize
 
 SM_BYTES = 2**15
@@ -62,28 +61,24 @@ def _misfit(config: Config, problem: Problem, device: Device) -> tuple[int, floa
         tile = int(params["rows_per_program"]) * row_bytes
         many = problem.rows > PROGRAMS_PER_SM * device.sm_count
         wanted = problem.rows > 1 and row_bytes <= (NARROW_ROW_BYTES if many else HALF_WARP_BYTES)
-        return (0 if wanted else 2, _octaves(tile / (2**12 if many else 2**11)) + _octaves(threads / 128))
+        return (0 if wanted else 2, octaves(tile / (2**12 if many else 2**11)) + octaves(threads / 128))
     if config.variant == "whole_row":
-        misfit = _octaves(row_bytes / threads / thread_bytes)
+        misfit = octaves(row_bytes / threads / thread_bytes)
         return (1 if row_bytes <= WHOLE_ROW_BYTES else 4, misfit + 0.1 * (not params["weight_first"]))
     if config.variant == "split_row":
         chunk = int(params["block_cols"]) * int(params["max_pieces"]) * size
         wanted = row_bytes > WHOLE_ROW_BYTES or (problem.cols * size >= SHARED_ROW_BYTES and sm_bytes > 2 * SM_BYTES)
-        misfit = _octaves(chunk / CHUNK_BYTES) + _octaves(chunk / threads / thread_bytes)
+        misfit = octaves(chunk / CHUNK_BYTES) + octaves(chunk / threads / thread_bytes)
         weight_late = full or (problem.w_dtype != NO_WEIGHT and itemsize(problem.w_dtype) > size)  # registers are scarce
         return (0 if wanted else 5, misfit + 0.1 * (bool(params["weight_first"]) is weight_late))
     if config.variant == "cluster_row":
         cluster = max(8, row_bytes / CHUNK_BYTES)
         wanted = WHOLE_ROW_BYTES <= row_bytes <= CLUSTER_BYTES and problem.rows * cluster <= device.sm_count
-        return (-1 if wanted else 5, _octaves(int(params["cluster"]) / cluster) + _octaves(threads / 128))
+        return (-1 if wanted else 5, octaves(int(params["cluster"]) / cluster) + octaves(threads / 128))
     if config.variant == "looped":
         block = int(params["block_cols"]) * size
-        return (3, _octaves(block / 2**14) + _octaves(block / threads / 32))
+        return (3, octaves(block / 2**14) + octaves(block / threads / 32))
     # strided_axis: rows side by side for whole lines, then as tall a tile as there is.
     inner, tall = int(params["block_inner"]), min(int(params["block_cols"]), problem.cols)
     wide = problem.rows * size > 4 * device.sm_count * LINE_BYTES
-    return (0, _octaves(inner * size / (LINE_BYTES if wide else LINE_BYTES / 2)) + _octaves(tall / 512))
-
-
-def _octaves(ratio: float) -> float:
-    return abs(math.log2(ratio))
+    return (0, octaves(inner * size / (LINE_BYTES if wide else LINE_BYTES / 2)) + octaves(tall / 512))

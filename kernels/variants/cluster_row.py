@@ -45,6 +45,9 @@ IN_PLACE = True  # every program has read its chunk before it writes it, and nob
 ARCHES = ("sm_90", "sm_100", "sm_103")
 """With clusters of 16 programs; the consumer boards of compute capability 12.0 have at most 8."""
 
+TRITON_STARTS_CLUSTERS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
+"""Whether the launcher can ask this Triton for them: the form of a kernel's packed metadata, read in the source of 3.6 and 3.9."""
+
 MAX_COLS = 2**16
 MAX_ROWS = 64
 """Clusters start late (0.4 µs on an H100) and leave SMs idle: for many or wider rows `split_row` is faster, 5 % at 1024 × 131072."""
@@ -99,7 +102,9 @@ def cluster_sum(value, CLUSTER: tl.constexpr):
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
     cluster, block_cols, num_warps = params["cluster"], params["block_cols"], params["num_warps"]
-    if device.arch not in ARCHES or problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
+    if not TRITON_STARTS_CLUSTERS or device.arch not in ARCHES:
+        return False
+    if problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
         return False
     if problem.cols < cluster * block_cols:
         return False  # idle threads

@@ -132,6 +132,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def octaves(ratio: float) -> float:
+    """How far a ratio is from 1, whichever way: |log2 ratio|."""
+    return abs(math.log2(ratio))
+
+
 def row_block(cols: int) -> int:
     """Block of a program that holds whole rows. At least two columns: `keep_packed` moves pairs of 16-bit elements."""
     return max(2, next_power_of_2(cols))
