@@ -17,7 +17,20 @@ from tuning_db.store import open_for_writing, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["sweep", "--arch", "sm_90", "--rows", "1,8", "--cols", "512", "--db", "t.sqlite"]
-SLOWER = ["sweep", "--arch", "sm_90", "--rows", "1", "--cols", "512,1024,2048", "--db", "t.sqlite"]
+SLOWER = [
+    "sweep",
+    "--arch",
+    "sm_90",
+    "--rows",
+    "1",
+    "--dtype",
+    "bf16,fp16,fp32",
+    "--cols",
+    "512,1024,2048,4096,8192,16384",
+    "--db",
+    "t.sqlite",
+]
+SLOWER_PROBLEMS = 18
 
 
 class Shop:
@@ -51,7 +64,7 @@ class Shop:
         process = self.start(*SLOWER)
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("[1/"):
+            if line.lstrip("[ ").startswith("1/"):
                 break
         os.killpg(process.pid, signal_number)
         stdout, stderr = process.communicate(timeout=120)
@@ -172,18 +185,18 @@ def test_killed_then_interrupted_then_finished(shop: Shop) -> None:
     code, _, _ = shop.stop_after_one(signal.SIGKILL)
     assert code == -signal.SIGKILL
     killed_with = len(read_records(shop.database, "sm_90")[1])
-    assert 1 <= killed_with < 3
+    assert 1 <= killed_with < SLOWER_PROBLEMS
     code, stdout, stderr = shop.stop_after_one(signal.SIGINT)
     recorded = len(read_records(shop.database, "sm_90")[1])
     assert code == 130
-    said = f"Interrupted: {recorded} of 3 problems are recorded in t.sqlite. The same command goes on from there."
+    said = f"Interrupted: {recorded} of {SLOWER_PROBLEMS} problems are recorded in t.sqlite. The same command goes on from there."
     assert stdout.splitlines()[-1] == said
     assert stderr == ""
     assert recorded > killed_with
     done = shop.run(*SLOWER)
     assert done.returncode == 0
-    assert "3 of 3 problems" in done.stdout
-    assert [record.problem.cols for record in read_records(shop.database, "sm_90")[1]] == [512, 1024, 2048]
+    assert f"{SLOWER_PROBLEMS} of {SLOWER_PROBLEMS} problems" in done.stdout
+    assert len({record.problem for record in read_records(shop.database, "sm_90")[1]}) == SLOWER_PROBLEMS
     with open_for_writing(shop.database) as store:
         assert [sweep.state for sweep in store.sweeps()][:2] == ["running", "interrupted"]
 
@@ -210,6 +223,8 @@ def test_no_line_is_longer_than_the_terminal(swept: tuple[Shop, str], in_process
     [
         (["sweep", "--budget", "5"], 2, "'5' is no duration; write 90s, 10m or 1h"),
         (["sweep", "--budget", "-5m"], 2, "no duration"),
+        (["sweep", "--arch", "sm_90", "sm_91"], 2, "'sm_91' is none of sm_80, sm_86"),
+        (["sweep", "sm_90", "sm_80"], 2, "write --arch sm_90 sm_80"),
         (["sweep", "--arch", "sm_91"], 2, "'sm_91' is none of sm_80, sm_86"),
         (["sweep", "--dtype", "int8"], 2, "'int8' is none of float16, bfloat16, float32"),
         (["sweep", "--rows", "0"], 2, "'0' is no positive whole number"),

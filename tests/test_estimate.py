@@ -1,10 +1,12 @@
 """The model's estimates: bounds that hold whatever its constants are, and the orders it must not get wrong."""
 
+import itertools
+
 import pytest
 
 from kernels.variants import candidates
 from tuner.architectures import architectures
-from tuner.model import LAUNCH_US, estimate_us, modelled
+from tuner.model import LAUNCH_US, estimate_us, least_us, modelled
 from tuning_db.model import Config, Problem, Resources
 
 H100 = architectures()["sm_90"]
@@ -29,6 +31,17 @@ def test_more_registers_never_help():
     problem, config = bf16(8192, 8192), Config.of("whole_row", num_warps=8, weight_first=True)
     times = [estimate_us(problem, config, Resources(registers, 0, 0), H100) for registers in (32, 64, 128, 255)]
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize("arch", architectures())
+@pytest.mark.parametrize("problem", [bf16(8192, 8192), bf16(300_000, 64), bf16(16, 65_536), bf16(4096, 1000, "strided_axis", 64)], ids=str)
+def test_no_binary_goes_below_the_bound(problem, arch):
+    """Else a sweep without a GPU would leave out what could win."""
+    architecture = architectures()[arch]
+    for config in candidates(problem, architecture.device):
+        bound = least_us(problem, config, architecture)
+        for registers, shared_bytes in itertools.product((16, 17, 32, 64, 128, 255), (0, 1000, 60_000)):
+            assert estimate_us(problem, config, Resources(registers, 0, shared_bytes), architecture) >= bound
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ class Architecture:
     device: Device
     registers_per_sm: int
     threads_per_sm: int
+    programs_per_sm: int
     target: GPUTarget
 
 
@@ -37,7 +38,7 @@ def target_of(arch: str, warp_size: int) -> GPUTarget:
 
 
 def _architecture(arch: str, row: dict[str, int | str]) -> Architecture:
-    numbers = {name: int(value) for name, value in row.items() if name != "name"}
+    numbers = {name: int(value) for name, value in row.items() if name not in ("name", "source")}
     device = Device(
         arch=arch,
         sm_count=numbers["sm_count"],
@@ -47,4 +48,6 @@ def _architecture(arch: str, row: dict[str, int | str]) -> Architecture:
         warp_size=numbers["warp_size"],
         name=str(row["name"]),
     )
-    return Architecture(device, numbers["registers_per_sm"], numbers["threads_per_sm"], target_of(arch, device.warp_size))
+    return Architecture(
+        device, numbers["registers_per_sm"], numbers["threads_per_sm"], numbers["programs_per_sm"], target_of(arch, device.warp_size)
+    )

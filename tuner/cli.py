@@ -73,7 +73,8 @@ def main() -> None:
 @options.dtype_option
 @options.rows_option
 @options.cols_option
-@options.several("--arch", options.arch, "Compile for these (sm_90, gfx942, …) and record the model's picks instead of measuring.")
+@options.several("--arch", options.arch, "Compile for these (sm_90 gfx942 …) and record the model's picks instead of measuring.")
+@click.argument("more_arch", nargs=-1, metavar="", callback=options.each(options.arch))
 @click.option("--budget", type=options.Duration(), help="Stop after this time (90s, 10m, 1h), between two problems.")
 @options.db_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; touch no file.")
@@ -86,6 +87,7 @@ def sweep(
     rows: tuple[int, ...],
     cols: tuple[int, ...],
     arch: tuple[str, ...],
+    more_arch: tuple[str, ...],
     budget: float | None,
     db: Path | None,
     dry_run: bool,
@@ -96,6 +98,9 @@ def sweep(
 
     Killed or interrupted, the same command goes on where it stopped. --rows and --cols without --workload make up the problems.
     """
+    if more_arch and not arch:
+        raise click.UsageError(f"{' '.join(more_arch)} stands alone; write --arch {' '.join(more_arch)}")
+    arch = tuple(dict.fromkeys((*arch, *more_arch)))
     from kernels.driver import first_nvidia_device
     from kernels.settings import interpreting
     from tuner import display

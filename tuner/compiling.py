@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -38,7 +39,8 @@ class CompilePool:
     def __init__(self, device: Device, target: GPUTarget, workers: int | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["kernels.launch"])
-        self._executor = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context, initializer=_exit_with_parent)
+        self.workers = workers or os.cpu_count() or 1
+        self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
         self._device, self._target = device, target
         self._futures: dict[Binary, Future[Compiled]] = {}
 
@@ -98,8 +100,12 @@ def resources_of(kernel: CompiledKernel) -> Resources:
     return Resources(registers, spilled * 4, kernel.metadata.shared)
 
 
-def _exit_with_parent() -> None:
-    """Let this worker end when the process that owns the pool is killed: the queue it waits at would never say so."""
+def _end_with_parent() -> None:
+    """Let this worker end when the process that owns the pool does, and only then.
+
+    The queue it waits at would never say that the owner was killed. Ctrl-C reaches the workers as well, and is the owner's business.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -59,6 +59,11 @@ def one(check: Callable[[str], Any]) -> Callable[..., Any]:
     return lambda _context, _param, value: None if value is None else check(value)
 
 
+def each(check: Callable[[str], Any]) -> Callable[..., Any]:
+    """A callback for an argument with any number of values."""
+    return lambda _context, _param, values: tuple(check(value) for value in values)
+
+
 def several(name: str, check: Callable[[str], Any], text: str) -> Decorator:
     """An option that may be repeated, and whose values may be separated by commas; a tuple of what `check` makes of each."""
 

@@ -75,7 +75,8 @@ class Session:
 
         import torch
 
-        from tuner.sweep import sweep_compile_only, sweep_gpu
+        from tuner.compile_only import sweep_compile_only
+        from tuner.sweep import sweep_gpu
 
         try:
             if self.architecture:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import triton
@@ -17,32 +13,19 @@ from kernels.dispatch import pick_config
 from kernels.heuristic import heuristic_config
 from kernels.launch import build_launcher
 from kernels.provenance import is_todays
-from kernels.variants import VARIANTS, candidates, source_hash
-from tuner.architectures import Architecture, target_of
+from kernels.variants import candidates
+from tuner.architectures import target_of
 from tuner.cases import Case
 from tuner.compiling import Compiled, CompilePool, binary_for
-from tuner.events import Finished, Started, Watch
+from tuner.events import Started, Watch
 from tuner.failure import Failure
 from tuner.measure import Bench, measurement
-from tuner.model import modelled
 from tuner.race import Samples, median_interval, race
 from tuner.torch_baseline import torch_baseline
+from tuner.trial_book import TrialBook, commit, recorded_sweep
 from tuner.verify import Verifier
 from tuning_db.lookup import RecordIndex
-from tuning_db.model import (
-    TORCH_VARIANT,
-    Config,
-    Device,
-    Measurement,
-    Problem,
-    Resources,
-    Role,
-    Status,
-    Sweep,
-    Tier,
-    Trial,
-    canonical_json,
-)
+from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Resources, Role, Status, Tier, Trial
 from tuning_db.store import Store
 
 TORCH = Config.of(TORCH_VARIANT)
@@ -62,7 +45,7 @@ def sweep_gpu(
     target = target_of(device.arch, device.warp_size)
     gpu = torch.device("cuda", index)
     started = time.monotonic()
-    with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid, torch.cuda.device(index):
+    with CompilePool(device, target) as pool, recorded_sweep(store, device, argv) as sweep_uid, torch.cuda.device(index):
         for problem in problems:
             pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
         known = RecordIndex([(str(store.path), [device], store.records(device.uid))])
@@ -77,78 +60,7 @@ def sweep_gpu(
             except Failure:
                 store.add_trials(tuning.book.trials)
                 raise
-            watch(_commit(store, problem, trials))
-
-
-def sweep_compile_only(
-    problems: Sequence[Problem],
-    architecture: Architecture,
-    store: Store,
-    argv: Sequence[str],
-    watch: Watch,
-    budget_s: float | None,
-) -> None:
-    """Compile every candidate for an architecture and record the model's pick for each problem. Stops as `sweep_gpu` does."""
-    device, target = architecture.device, architecture.target
-    started = time.monotonic()
-    with CompilePool(device, target) as pool, _recorded(store, device, argv) as sweep_uid:
-        for problem in problems:
-            pool.submit(binary_for(problem, config, target) for config in candidates(problem, device))
-        for number, problem in enumerate(problems):
-            if budget_s is not None and time.monotonic() - started > budget_s:
-                break
-            watch(Started(problem, number, len(problems), *pool.progress))
-            book = _TrialBook(problem, device, sweep_uid)
-            for config in candidates(problem, device):
-                compiled = pool.result(binary_for(problem, config, target))
-                estimate = None
-                if compiled.status is Status.OK and compiled.resources is not None:
-                    estimate = modelled(problem, config, compiled.resources, architecture)
-                book.add(config, compiled.status, error=compiled.error, resources=compiled.resources, measurement=estimate, final=True)
-            watch(_commit(store, problem, book.trials))
-
-
-class _TrialBook:
-    """Collects the trials of one problem, all of one race."""
-
-    def __init__(self, problem: Problem, device: Device, sweep_uid: str) -> None:
-        self.problem, self.device, self.sweep_uid = problem, device, sweep_uid
-        self.race_uid = uuid.uuid4().hex
-        self.trials: list[Trial] = []
-
-    def add(
-        self,
-        config: Config,
-        status: Status,
-        *,
-        role: Role = Role.CANDIDATE,
-        error: str = "",
-        resources: Resources | None = None,
-        measurement: Measurement | None = None,
-        final: bool = False,
-    ) -> None:
-        of_kernel = config.variant != TORCH_VARIANT
-        self.trials.append(
-            Trial(
-                uid=uuid.uuid4().hex,
-                sweep_uid=self.sweep_uid,
-                race_uid=self.race_uid,
-                device_uid=self.device.uid,
-                problem=self.problem,
-                config=config,
-                role=role,
-                status=status,
-                final=final,
-                created_at=now(),
-                revision=VARIANTS[config.variant].REVISION if of_kernel else 0,
-                source_hash=source_hash(config.variant) if of_kernel else "",
-                triton_version=triton.__version__,
-                torch_version=torch.__version__,
-                error=error,
-                measurement=measurement,
-                resources=resources,
-            )
-        )
+            watch(commit(store, problem, trials))
 
 
 class _Tuning:
@@ -159,7 +71,7 @@ class _Tuning:
     ) -> None:
         self.problem, self.device, self.crashed = problem, device, crashed
         self.case = Case(problem, gpu)
-        self.book = _TrialBook(problem, device, sweep_uid)
+        self.book = TrialBook(problem, device, sweep_uid)
         self.launchers: dict[Config, Callable[..., object]] = {}
         self.resources: dict[Config, Resources | None] = {}
         incumbent = pick_config(problem, device, index=known)
@@ -243,38 +155,3 @@ def _raced(bench: Bench, configs: list[Config]) -> tuple[Samples[Config], list[f
         return {config: times[config] for config in order}
 
     return race(configs, sample_round), reference
-
-
-def _commit(store: Store, problem: Problem, trials: list[Trial]) -> Finished:
-    records = store.add_trials(trials)
-    failed = sum(trial.status is not Status.OK for trial in trials)
-    return Finished(problem, records[0] if records else None, len(trials), failed)
-
-
-@contextmanager
-def _recorded(store: Store, device: Device, argv: Sequence[str]) -> Iterator[str]:
-    """A Sweep row around the work: `finished` at the end, `interrupted` if an exception ends it, `running` for ever if it is killed."""
-    sweep = Sweep(
-        uid=uuid.uuid4().hex,
-        device_uid=device.uid,
-        started_at=now(),
-        finished_at="",
-        host=platform.node(),
-        argv=canonical_json(list(argv)),
-        state="running",
-        triton_version=triton.__version__,
-        torch_version=torch.__version__,
-    )
-    store.add_device(device)
-    store.add_sweep(sweep)
-    try:
-        yield sweep.uid
-    except BaseException:
-        store.finish_sweep(sweep.uid, now(), "interrupted")
-        raise
-    store.finish_sweep(sweep.uid, now(), "finished")
-
-
-def now() -> str:
-    """UTC to the microsecond, ISO 8601: sorts by time as text."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

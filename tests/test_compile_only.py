@@ -1,0 +1,121 @@
+"""The sweep without a GPU, its compiler faked: branch and bound leaves out nothing that could win, and what is done stays done."""
+
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.variants import candidates
+from tuner import compile_only
+from tuner.architectures import architectures
+from tuner.compile_only import SEARCHES_PER_WORKER, Search, sweep_compile_only
+from tuner.compiling import Compiled, binary_for
+from tuner.events import Finished
+from tuner.model import modelled
+from tuner.trial_book import TrialBook
+from tuning_db.derive import derive_record
+from tuning_db.model import BACKWARD, Problem, Resources, Source, Status
+from tuning_db.store import Store, open_for_writing
+
+H100 = architectures()["sm_90"]
+PROBLEMS = [
+    *(Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, cols) for rows in (1, 512, 32_768) for cols in (128, 4096, 65_536)),
+    Problem("rmsnorm", "float32", "none", "float32", 4096, 1024, "strided_axis", 64),
+    Problem(BACKWARD, "bfloat16", "float32", "bfloat16", 4096, 4096),
+]
+
+
+def compiled(binary: object) -> Compiled:
+    """Between 16 and 255 registers, whatever the binary's name gives; one in five spills."""
+    number = zlib.crc32(str(binary).encode())
+    resources = Resources(16 + number % 240, 4 * (number % 5 == 0), number % 4096)
+    return Compiled(Status.OUT_OF_RESOURCES if resources.spill_bytes else Status.OK, resources)
+
+
+class FakePool:
+    progress = (0, 0)
+    workers = 1
+
+    def __init__(self, *_: object) -> None:
+        self.submitted: set[object] = set()
+
+    def __enter__(self) -> "FakePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, binaries: Iterable[object]) -> None:
+        self.submitted |= set(binaries)
+
+    def result(self, binary: Any) -> Compiled:
+        assert binary in self.submitted
+        return compiled(binary)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_for_writing(tmp_path / "tuning.sqlite") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_120", "gfx942"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_the_pick_is_that_of_compiling_everything(problem: Problem, arch: str) -> None:
+    board = architectures()[arch]
+    search = Search(problem, board, "sweep")
+    while search.config is not None:
+        search.take(search.config, compiled(search.binary))
+    book = TrialBook(problem, board.device, "sweep")
+    everything = candidates(problem, board.device)
+    for config in everything:
+        outcome = compiled(binary_for(problem, config, board.target))
+        if outcome.status is Status.OK and outcome.resources is not None:
+            estimate = modelled(problem, config, outcome.resources, board)
+            book.add(config, outcome.status, resources=outcome.resources, measurement=estimate, final=True)
+    wanted, found = derive_record(book.trials), derive_record(search.book.trials)
+    assert wanted is not None
+    assert found is not None
+    assert (found.config, found.median_us) == (wanted.config, wanted.median_us)
+    assert len(search.book.trials) <= len(everything)
+
+
+def test_most_candidates_are_ruled_out_without_a_compiler() -> None:
+    """What a real binary takes, 32 registers say, is near the bound: then a handful of candidates of some twenty is compiled."""
+    search = Search(PROBLEMS[4], H100, "sweep")
+    while search.config is not None:
+        search.take(search.config, Compiled(Status.OK, Resources(32, 0, 0)))
+    assert 0 < len(search.book.trials) <= len(candidates(PROBLEMS[4], H100.device)) // 2
+
+
+def test_where_everything_fails_everything_is_tried_and_nothing_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_only, "CompilePool", FakePool)
+    monkeypatch.setattr(FakePool, "result", lambda self, binary: Compiled(Status.COMPILE_ERROR, error="no"))
+    events: list[Any] = []
+    sweep_compile_only(PROBLEMS[:1], H100, store, ["sweep"], events.append, None)
+    everything = len(candidates(PROBLEMS[0], H100.device))
+    assert events[-1] == Finished(PROBLEMS[0], None, everything, everything)
+    assert store.records() == []
+
+
+def test_every_problem_is_recorded_once_however_many_there_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_only, "CompilePool", FakePool)
+    assert len(PROBLEMS) > SEARCHES_PER_WORKER
+    events: list[Any] = []
+    sweep_compile_only(PROBLEMS, H100, store, ["sweep"], events.append, None)
+    assert sorted(event.problem for event in events if isinstance(event, Finished)) == sorted(PROBLEMS)
+    records = store.records(H100.device.uid)
+    assert {record.problem for record in records} == set(PROBLEMS)
+    assert {record.source for record in records} == {Source.MODELLED}
+
+
+def test_what_is_in_work_when_the_time_is_up_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_only, "CompilePool", FakePool)
+    ticks = itertools.count()
+    monkeypatch.setattr(compile_only.time, "monotonic", lambda: float(next(ticks)))
+    sweep_compile_only(PROBLEMS, H100, store, ["sweep"], lambda event: None, 1.5)
+    assert {record.problem for record in store.records()} == set(PROBLEMS[:SEARCHES_PER_WORKER])
+    assert [sweep.state for sweep in store.sweeps()] == ["finished"]
