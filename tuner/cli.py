@@ -17,6 +17,7 @@ from tuner.failure import Failure
 from tuner.selection import Filter
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
+from tuning_db.lookup import RecordIndex
 from tuning_db.model import BACKWARD, FORWARD, LAYOUTS, NO_WEIGHT, OPS, Problem, Source, bucket_rows, to_dict
 from tuning_db.store import open_for_reading, open_for_writing
 
@@ -239,6 +240,66 @@ def regret(dtype: tuple[str, ...], db: Path | None, as_json: bool) -> None:
         return
     for device, cells in results:
         regret_tables.print_regret(display.console(), device, cells)
+
+
+@main.command(epilog=EPILOG, short_help="Measure records again on this GPU.")
+@click.option("--sample", type=click.IntRange(min=1), default=40, show_default=True, help="Measure so many of them, the same each time.")
+@click.option("--all", "everything", is_flag=True, help="Measure all of them.")
+@click.option("--fix", is_flag=True, help="Tune those that no longer win anew.")
+@options.several("--op", options.op, f"Only these ops: {', '.join(OPS)}.")
+@options.dtype_option
+@options.rows_option
+@options.cols_option
+@options.db_option
+@options.json_option
+def verify(
+    sample: int,
+    everything: bool,
+    fix: bool,
+    op: tuple[str, ...],
+    dtype: tuple[str, ...],
+    rows: tuple[int, ...],
+    cols: tuple[int, ...],
+    db: Path | None,
+    as_json: bool,
+) -> None:
+    """Whether this GPU's records still win: each races again against the best of its sweep, the model's pick and the heuristic's.
+
+    Checks the records that rmsnorm would use, or those of --db. Exit code 1 if one is more than 1 % slower than the fastest and is
+    not tuned anew.
+    """
+    from kernels.device import describe, has_gpu
+    from kernels.dispatch import record_index
+    from tuner import display
+    from tuner.recheck import recheck_gpu, records_in_use, sampled
+    from tuner.recheck_tables import print_rechecks, recheck_json
+    from tuner.session import Session, named_faults_of_the_machine
+
+    if not has_gpu():
+        raise click.ClickException("there is no GPU here, and verify measures: run it on the board that the records are of")
+    device, path, wanted = describe(0), _database(db), Filter(op, dtype, rows, cols)
+    trials = []
+    if path.exists():
+        with open_for_reading(path) as store:
+            trials = store.trials(device.uid)
+            layers = [(str(path), [device], store.records(device.uid))]
+    elif db:
+        raise click.ClickException(f"{db} does not exist: name a database that a sweep wrote")
+    records = records_in_use(RecordIndex(layers) if db else record_index(device.arch), device, wanted.passes)
+    if not records:
+        raise click.ClickException(f"no measured record of {device.uid}{f' with {wanted}' if str(wanted) else ''}: sweep first")
+    records = records if everything else sampled(records, sample)
+    console = display.console(stderr=as_json)
+    display.message(console, f"Measuring {display.count(len(records), 'record')} of {device.name} ({device.uid}) again.")
+    with display.SweepProgress(console) as progress, named_faults_of_the_machine():
+        checked = recheck_gpu(records, trials, device, 0, progress)
+    print_rechecks(console, device, checked)
+    if as_json:
+        click.echo(recheck_json(device, checked))
+    fallen = tuple(one.record.problem for one in checked if not one.holds)
+    if fallen and fix:
+        _run(Session(device, None, fallen, path, True, None), console)
+    raise click.exceptions.Exit(1 if fallen and not fix else 0)
 
 
 @main.command(epilog=EPILOG, short_help="Records as JSON Lines.")

@@ -6,7 +6,8 @@ torch is imported where there is something to do, so that a finished sweep is to
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,22 +72,16 @@ class Session:
 
     def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
         """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""
-        from concurrent.futures.process import BrokenProcessPool
-
         import torch
 
         from tuner.compile_only import sweep_compile_only
         from tuner.sweep import sweep_gpu
 
-        try:
+        with named_faults_of_the_machine():
             if self.architecture:
                 sweep_compile_only(todo, self.architecture, store, argv, watch, self.budget_s)
             else:
                 sweep_gpu(todo, self.device, torch.cuda.current_device(), store, argv, watch, self.budget_s)
-        except torch.OutOfMemoryError as error:
-            raise Failure("GPU memory ran out: free it, or leave out the largest problems by --rows and --cols") from error
-        except BrokenProcessPool as error:
-            raise Failure("a compile process was killed, likely for want of memory: run where there is more of it") from error
 
     def recorded(self, finished: Sequence[Finished], store: Store) -> int:
         """How many of the problems have records: of today's kernels or, with retune, of this session."""
@@ -101,6 +96,21 @@ class Session:
             trials = store.trials(self.device.uid, record.problem)
             found |= {t.problem: t.resources for t in trials if t.uid == record.trial_uid and t.resources}
         return found
+
+
+@contextmanager
+def named_faults_of_the_machine() -> Iterator[None]:
+    """Turn what a machine can lack in the middle of a sweep into a Failure that says so."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Failure("GPU memory ran out: free it, or leave out the largest problems by --rows and --cols") from error
+    except BrokenProcessPool as error:
+        raise Failure("a compile process was killed, likely for want of memory: run where there is more of it") from error
 
 
 def is_writable(path: Path) -> bool:

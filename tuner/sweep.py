@@ -54,16 +54,16 @@ def sweep_gpu(
             if budget_s is not None and time.monotonic() - started > budget_s:
                 break
             watch(Started(problem, number, len(problems), *pool.progress))
-            tuning = _Tuning(problem, device, gpu, sweep_uid, known, crashed)
+            tuning = Tuning(problem, device, gpu, sweep_uid, known, crashed)
             try:
                 trials = tuning.run(pool)
-            except Failure:
+            except Failure as failure:
                 store.add_trials(tuning.book.trials)
-                raise
+                raise Failure(f"{failure}: that is recorded, and the same command goes on without that config") from failure
             watch(commit(store, problem, trials))
 
 
-class _Tuning:
+class Tuning:
     """Tunes one problem on one GPU."""
 
     def __init__(
@@ -80,14 +80,15 @@ class _Tuning:
 
     def run(self, pool: CompilePool) -> list[Trial]:
         """All trials of the problem, the final ones last."""
-        self._build(pool)
-        self._verify()
-        self._final(self._eliminate() if self.launchers else [])
+        self.build(pool, candidates(self.problem, self.device))
+        self.verify()
+        self.final(self._eliminate() if self.launchers else [])
         return self.book.trials
 
-    def _build(self, pool: CompilePool) -> None:
+    def build(self, pool: CompilePool, configs: Sequence[Config]) -> None:
+        """Launchers of those that compile; the others' trials."""
         target = target_of(self.device.arch, self.device.warp_size)
-        for config in candidates(self.problem, self.device):
+        for config in configs:
             if config in self.crashed:
                 continue
             compiled: Compiled = pool.result(binary_for(self.problem, config, target))
@@ -101,7 +102,8 @@ class _Tuning:
                 self.book.add(config, Status.OUT_OF_RESOURCES, error=str(error), resources=compiled.resources)
             self.resources[config] = compiled.resources
 
-    def _verify(self) -> None:
+    def verify(self) -> None:
+        """Leave only launchers with right results. Raises Failure where one breaks the GPU's context."""
         verifier = Verifier(self.case)
         for config, launcher in list(self.launchers.items()):
             try:
@@ -109,8 +111,7 @@ class _Tuning:
             except torch.AcceleratorError as error:
                 what = str(error).partition("\n")[0]
                 self.book.add(config, Status.CRASHED, error=what, resources=self.resources[config])
-                cure = "that is recorded, and the same command goes on without that config"
-                raise Failure(f"{config} on {self.problem} broke the GPU's context ({what}): {cure}") from error
+                raise Failure(f"{config} on {self.problem} broke the GPU's context ({what})") from error
             if fault:
                 self.book.add(config, Status.WRONG, error=fault, resources=self.resources[config])
                 del self.launchers[config]
@@ -126,7 +127,7 @@ class _Tuning:
             self.book.add(config, Status.OK, resources=self.resources[config], measurement=timed)
         return sorted(self.launchers, key=lambda config: (median_interval(samples[config])[0], str(config)))[:FINALISTS]
 
-    def _final(self, finalists: list[Config]) -> None:
+    def final(self, finalists: Sequence[Config]) -> None:
         """Finalists, incumbent, heuristic and PyTorch on fresh buffers; every role a config has gets a trial of its own."""
         roles: dict[Config, list[Role]] = {config: [Role.CANDIDATE] for config in finalists}
         for config, role in ((self.incumbent, Role.INCUMBENT), (self.heuristic, Role.HEURISTIC), (TORCH, Role.TORCH)):
