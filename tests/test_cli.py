@@ -118,7 +118,7 @@ def test_the_command_line_imports_neither_torch_nor_rich() -> None:
 def test_help_documents_the_exit_codes() -> None:
     result = CliRunner().invoke(main, ["--help"], terminal_width=200)
     assert "0 all went well, 1 something failed, 2 wrong usage, 130 interrupted" in result.output
-    for name in ("sweep", "status", "show", "explain", "export", "import", "devices", "doctor", "regret", "verify"):
+    for name in ("sweep", "status", "show", "explain", "export", "import", "devices", "doctor", "regret", "verify", "distil"):
         assert f"\n  {name} " in result.output
         assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 

@@ -242,6 +242,34 @@ def regret(dtype: tuple[str, ...], db: Path | None, as_json: bool) -> None:
         regret_tables.print_regret(display.console(), device, cells)
 
 
+@main.command(epilog=EPILOG, short_help="The few configs that do for all.")
+@click.option("--slack", type=click.FloatRange(min=0), default=2, show_default=True, help="How many % slower than the fastest will do.")
+@options.several("--op", options.op, f"Only these ops: {', '.join(OPS)}.")
+@options.dtype_option
+@options.db_option
+@options.json_option
+def distil(slack: float, op: tuple[str, ...], dtype: tuple[str, ...], db: Path | None, as_json: bool) -> None:
+    """The fewest configs with which every measured problem stays near its fastest, over all devices of the database.
+
+    Needs a database with the trials of a sweep on a GPU, and no GPU. `import` joins the databases of several boards.
+    """
+    from tuner import display, distil_tables
+    from tuner.distil import cover, near_best
+
+    wanted = Filter(op, dtype)
+    with open_for_reading(_database(db)) as store:
+        found = [near_best(device, store.trials(device.uid), slack / 100) for device in store.devices()]
+        near = {case: configs for cases in found for case, configs in cases.items() if wanted.passes(case[1])}
+        if not near:
+            having = f" with {wanted}" if str(wanted) else ""
+            raise click.ClickException(f"{store.path} has no trials of a sweep on a GPU{having}: sweep, or name another file by --db")
+    chosen = cover(near)
+    if as_json:
+        click.echo(distil_tables.cover_json(near, chosen, slack / 100))
+    else:
+        distil_tables.print_cover(display.console(), near, chosen, slack / 100)
+
+
 @main.command(epilog=EPILOG, short_help="Measure records again on this GPU.")
 @click.option("--sample", type=click.IntRange(min=1), default=40, show_default=True, help="Measure so many of them, the same each time.")
 @click.option("--all", "everything", is_flag=True, help="Measure all of them.")
