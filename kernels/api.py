@@ -47,9 +47,9 @@ def rmsnorm(
         out: where to write the result: x's shape, dtype and device. May be x itself.
         backend: "auto", "triton" (an error where no kernel serves the call) or "torch" (any device, any float dtype, empty x).
             RMSNORM_BACKEND in the environment replaces "auto".
-        batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it
-            (among tensors whose pointers and strides are multiples of 16 bytes, or all are not). Only for rows whose elements are
-            adjacent; slower for rows of more than 32768 elements. It says nothing of the gradients.
+        batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it,
+            or where it is among them (for tensors whose pointers and strides are multiples of 16 bytes). Rows whose elements are not
+            adjacent are copied once. It says nothing of the gradients.
 
     Returns:
         A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Differentiable: the

@@ -19,20 +19,15 @@ from kernels.launch import Allocate, build_launcher
 from kernels.overrides import active_override
 from kernels.provenance import is_current, is_fresh
 from kernels.settings import read_settings, user_database
+from kernels.strips import build_invariant_launcher
 from kernels.variants import VARIANTS, is_legal
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
+from tuning_db.model import ANY_ROWS, BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
-
-BATCH_INVARIANT_ROWS = 4096
-"""With batch_invariant=True every call is looked up as if it had this many rows, so that cols alone decide the config."""
-
-MANY_ROWS = 2**30
-"""A config that is legal at so many rows can serve any number."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +74,14 @@ def pick_config(
     device: Device,
     *,
     in_place: bool = False,
-    any_rows: bool = False,
     config: Config | None = None,
     index: RecordIndex | None = None,
 ) -> Pick:
-    """Ask the ladder. `config` overrides it where legal.
-
-    `in_place` leaves out variants that read x after y was written, `any_rows` configs that can't serve every number of rows.
-    """
+    """Ask the ladder. `config` overrides it where legal. `in_place` leaves out variants that read x after y was written."""
 
     def allowed(candidate: Config) -> bool:
         if candidate.variant == TORCH_VARIANT:
-            return not interpreting()
-        if any_rows and not is_legal(candidate, replace(problem, rows=MANY_ROWS), device):
-            return False
+            return problem.rows != ANY_ROWS and not interpreting()
         return is_legal(candidate, problem, device) and (VARIANTS[candidate.variant].IN_PLACE or not in_place)
 
     return choose(
@@ -119,8 +108,13 @@ def choose_and_prepare(
     problem = geometry.problem(*dtypes)
     if batch_invariant:
         # Rows at two strides are summed as those at one: how many strides there are can depend on how many rows there are.
-        problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
-    pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
+        # A result over its own input has the bits of any other.
+        problem = replace(problem, rows=ANY_ROWS, layout="contiguous")
+        pick = pick_config(problem, device_of(device_index), config=active_override())
+        return prepared(
+            pick, problem, lambda config: build_invariant_launcher(config, geometry, dtypes, device_index, allocate, in_place=in_place)
+        )
+    pick = pick_config(problem, device_of(device_index), in_place=in_place, config=active_override())
     return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate))
 
 

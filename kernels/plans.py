@@ -95,10 +95,7 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
     y_strides = (torch.empty_like(x) if out is None else out).stride()
     geometry = geometry_of(x.shape, x.stride(), y_strides, axis)
     if batch_invariant and geometry is not None and geometry.layout == "strided_axis":
-        raise InvalidInput(
-            f"batch_invariant=True, but the elements along axis {axis} are {x.stride(axis)} apart; "
-            f"pass x.movedim({axis}, -1).contiguous() and axis=-1"
-        )
+        return _adjacent_plan(x, weight, axis)
     if geometry is None:
         return _copying_plan(x, weight, axis, batch_invariant)
     choice = dispatch.choose_and_prepare(
@@ -152,6 +149,24 @@ def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch
     packed = x.contiguous()
     inner = _triton_plan(packed, weight, axis, None, batch_invariant)
     return Plan(lambda out, x, weight, eps: into(out, inner.call(None, x.contiguous(), weight, eps)), inner.served_by)
+
+
+def _adjacent_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int) -> Plan:
+    """For batch_invariant: normalise a copy in which the elements of a row are adjacent, for a row then has the bits that it has there.
+
+    Where they lie apart, how many rows lie between them decides how a kernel sums them up.
+    """
+
+    def adjacent(x: torch.Tensor) -> torch.Tensor:
+        return x.movedim(axis, -1).resolve_neg().contiguous()
+
+    inner = _triton_plan(adjacent(x), weight, x.dim() - 1, None, batch_invariant=True)
+
+    def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        y = inner.call(None, adjacent(x), weight, eps).movedim(-1, axis)
+        return (torch.empty_like(x) if out is None else out).copy_(y)
+
+    return Plan(call, inner.served_by)
 
 
 def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[], torch.Tensor] | None:

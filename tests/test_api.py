@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kernels.api import forget_plans
 from kernels.device import current_device
 from kernels.geometry import geometry_of
 from kernels.settings import SettingsError, user_database
-from kernels.variants import VARIANTS, candidates
+from kernels.variants import VARIANTS, candidates, space
 from oracle import (
     DEVICE,
     DTYPES,
@@ -32,7 +33,7 @@ from oracle import (
     random_weight,
     random_x,
 )
-from tuning_db.model import Config, Device, Measurement, Problem, Role, Status, Sweep, Trial
+from tuning_db.model import ANY_ROWS, Config, Device, Measurement, Problem, Role, Status, Sweep, Trial
 from tuning_db.store import open_for_writing
 
 ROOT = Path(__file__).parents[1]
@@ -746,21 +747,41 @@ def test_out_that_shares_rows_with_x(rows, cols, refused):
         torch.testing.assert_close(out.double(), want, rtol=1e-6, atol=0)
 
 
-def test_batch_invariant_takes_no_config_that_ends_at_some_number_of_rows():
-    device = Device("sm_80", 108, 40 << 20, 163 << 10, 2039)
-    problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", dispatch.BATCH_INVARIANT_ROWS, 65_536)
-    assert dispatch.pick_config(problem, device).config.variant == "split_row"
-    assert dispatch.pick_config(problem, device, any_rows=True).config.variant == "looped"
+def test_batch_invariant_takes_no_config_for_few_rows():
+    device = Device("sm_90", 132, 50 << 20, 227 << 10, 3352)
+    few = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 4, 32_768)
+    assert dispatch.pick_config(few, device).config.variant == "cluster_row"
+    assert dispatch.pick_config(replace(few, rows=ANY_ROWS), device).config.variant == "split_row"
 
 
-def test_batch_invariant_of_a_qkv_slice_and_of_another_axis():
+@pytest.mark.parametrize(("axis", "shape"), [(0, (40, 6)), (1, (3, 40, 2))])
+def test_batch_invariant_of_another_axis_has_the_bits_of_adjacent_rows(axis, shape):
+    x, weight = random_x(shape, torch.bfloat16), random_weight(40, torch.bfloat16)
+    y = rmsnorm(x, weight, axis=axis, batch_invariant=True)
+    adjacent = rmsnorm(x.movedim(axis, -1).contiguous(), weight, batch_invariant=True)
+    assert torch.equal(y, adjacent.movedim(-1, axis))
+    assert y.stride() == x.stride()
+    out = torch.full_like(x, torch.nan)
+    assert rmsnorm(x, weight, axis=axis, batch_invariant=True, out=out) is out
+    assert torch.equal(out, y)
+
+
+def test_batch_invariant_over_its_own_input_has_the_same_bits():
+    """Also where the config's kernel may not write over what it reads."""
+    x = random_x((2, 4096), torch.float32)
+    split = next(config for config in sorted(space("split_row"), key=str) if config.params["max_pieces"] == 2)
+    with override(split):
+        elsewhere = rmsnorm(x, batch_invariant=True)
+        assert rmsnorm(x, batch_invariant=True, out=x) is x
+    assert torch.equal(x, elsewhere)
+
+
+def test_batch_invariant_of_a_qkv_slice():
     qkv = random_x((5, 3, 2, 128), torch.float32)
     q = qkv[:, 0]
     every = rmsnorm(q, batch_invariant=True)
     for tokens in (1, 2, 3):
         assert torch.equal(rmsnorm(q[:tokens], batch_invariant=True), every[:tokens])
-    with pytest.raises(InvalidInput, match="movedim"):
-        rmsnorm(qkv[0, 0], axis=0, batch_invariant=True)
 
 
 @pytest.mark.parametrize("path", ["~nobody_has_this_name/tuning.sqlite", "x" * 300])

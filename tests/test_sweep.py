@@ -17,7 +17,7 @@ from tuner.events import Finished, Started
 from tuner.failure import Failure
 from tuner.sweep import sweep_gpu
 from tuner.unfinished import unfinished
-from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Role, Source, Status
+from tuning_db.model import ANY_ROWS, BACKWARD, Config, Device, Problem, Record, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def run(store: Store, problems: list[Problem] = PROBLEMS[1:2], watch: Any = None, budget_s: float | None = None) -> list[Record]:
     sweep_gpu(problems, DEVICE, 0, store, ["sweep"], watch or (lambda event: None), budget_s)
-    return store.records(DEVICE.uid)
+    return [record for record in store.records(DEVICE.uid) if record.problem.rows != ANY_ROWS]
 
 
 def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> None:
@@ -150,7 +150,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(lab: Lab, store: Store) -
 
     with pytest.raises(KeyboardInterrupt):
         run(store, PROBLEMS, interrupt)
-    assert [record.problem for record in store.records()] == PROBLEMS[:1]
+    assert [record.problem for record in store.records()] == PROBLEMS[:1]  # and none for any number of rows yet
     assert {trial.problem for trial in store.trials(DEVICE.uid)} == {PROBLEMS[0]}
     lab.on_round = lambda: None
     rest = unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE)
@@ -158,6 +158,14 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(lab: Lab, store: Store) -
     assert {record.problem for record in run(store, rest)} == set(PROBLEMS)
     assert unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE) == []
     assert [sweep.state for sweep in store.sweeps()] == ["interrupted", "finished"]
+
+
+def test_the_config_for_any_number_of_rows_is_recorded_once_all_are_measured(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 15.0, SECOND: 10.0}
+    run(store, PROBLEMS)
+    (record,) = (record for record in store.records(DEVICE.uid) if record.problem.rows == ANY_ROWS)
+    assert (record.config, record.median_us) == (SECOND, pytest.approx(10.0))
+    assert record.problem == replace(PROBLEMS[0], rows=ANY_ROWS)
 
 
 @pytest.mark.usefixtures("lab")

@@ -221,7 +221,7 @@ def explain(
 @options.db_option
 @options.json_option
 def regret(dtype: tuple[str, ...], db: Path | None, as_json: bool) -> None:
-    """What the picks of heuristic, nearest neighbour and model lose against the fastest config of the same race.
+    """What the picks of heuristic, nearest, model and batch_invariant lose against the fastest config of the same race.
 
     Needs a database with the trials of a sweep on a GPU, and no GPU. The nearest neighbour is looked up without the problem's own record.
     """

@@ -20,7 +20,7 @@ from rich.text import Text
 from kernels.settings import read_settings
 from tuner.events import Finished, Started
 from tuner.session import Plan, Session
-from tuning_db.model import BACKWARD, NO_WEIGHT, Problem, Record, Resources, to_dict
+from tuning_db.model import ANY_ROWS, BACKWARD, NO_WEIGHT, Problem, Record, Resources, to_dict
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ROWS_SHOWN = 40
@@ -173,8 +173,9 @@ def planned(session: Session, plan: Plan) -> str:
 
 
 def problem_label(problem: Problem) -> str:
-    """`4096x8192 bf16`, then what is not usual: another weight dtype, a layout, the backward."""
-    label = f"{problem.rows}x{problem.cols} {_kind_label(problem)}"
+    """`4096x8192 bf16` (`anyx8192` for any number of rows), then what is not usual: another weight dtype, a layout, the backward."""
+    rows = "any" if problem.rows == ANY_ROWS else problem.rows
+    label = f"{rows}x{problem.cols} {_kind_label(problem)}"
     return label if problem.inner_rows == 1 else f"{label}/{problem.inner_rows}"
 
 

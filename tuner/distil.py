@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kernels.variants import is_legal
-from tuner.regret import elimination_races
+from tuner.eliminations import elimination_races
 from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Trial
 
 Case: TypeAlias = tuple[str, Problem]

@@ -15,13 +15,13 @@ from kernels.variants import candidates, is_legal
 from tuner.architectures import Architecture, architectures, target_of
 from tuner.compile_only import Search
 from tuner.compiling import CompilePool, binary_for
+from tuner.eliminations import elimination_races
 from tuner.events import Started
 from tuner.model import least_us
-from tuner.regret import elimination_races
 from tuner.sweep import Tuning
 from tuning_db.derive import TIE, derive_record
 from tuning_db.lookup import RecordIndex
-from tuning_db.model import TORCH_VARIANT, Config, Device, Problem, Record, Source, Status, Tier, Trial, to_dict
+from tuning_db.model import ANY_ROWS, TORCH_VARIANT, Config, Device, Problem, Record, Source, Status, Tier, Trial, to_dict
 
 RIVALS = 4
 """Fastest configs of the problem's newest elimination race that a record is held against, or as many that the model finds promising."""
@@ -64,9 +64,10 @@ class Recheck:
 
 
 def records_in_use(index: RecordIndex, device: Device, wanted: Callable[[Problem], bool]) -> list[Record]:
-    """The measured records that the dispatcher runs on a device, in the order of Problem."""
+    """The measured records that the dispatcher runs on a device, in the order of Problem; those for any number of rows were summed up."""
     shelf = index.shelves.get((device.uid, Source.MEASURED))
-    picks = [pick_config(problem, device, index=index) for problem in sorted(shelf.at if shelf else ()) if wanted(problem)]
+    problems = [problem for problem in sorted(shelf.at if shelf else ()) if problem.rows != ANY_ROWS and wanted(problem)]
+    picks = [pick_config(problem, device, index=index) for problem in problems]
     return [pick.record for pick in picks if pick.record is not None and pick.tier is Tier.EXACT]
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kernels.dispatch import is_current, pick_config
+from kernels.dispatch import pick_config
 from kernels.heuristic import heuristic_config
 from kernels.variants import is_legal
 from tuner.architectures import Architecture, architectures
+from tuner.eliminations import elimination_races
+from tuner.invariant import invariant_records
 from tuner.model import modelled
-from tuning_db.derive import derive_record, source_of
+from tuning_db.derive import derive_record
 from tuning_db.lookup import RecordIndex
-from tuning_db.model import Config, Device, Problem, Record, Role, Source, Status, Trial, to_dict
+from tuning_db.model import ANY_ROWS, FORWARD, Config, Device, Problem, Record, Role, Source, Trial, to_dict
 from tuning_db.store import Store
 
-PICKERS = ("heuristic", "nearest", "model")
-"""Who picks: tier 7; the ladder once the problem's own record is hidden; tier 6, from the resources that the trials hold."""
+PICKERS = ("heuristic", "nearest", "model", "invariant")
+"""Who picks: tier 7; the ladder once the problem's own record is hidden; tier 6, from the resources that the trials hold; what
+batch_invariant runs, whatever the rows."""
 
 ROWS_LIMITS = (16, 256, 4096)
 COLS_LIMITS = (1024, 8192, 32768)
@@ -71,21 +74,10 @@ def regrets(store: Store, device: Device, wanted: Callable[[Problem], bool]) -> 
     architecture = architectures().get(device.arch)
     board = replace(architecture, device=device) if architecture else None
     records = [record for record in store.records(device.uid) if record.source is Source.MEASURED]
-    races = elimination_races(store.trials(device.uid))
-    return [_regret(problem, races[problem], records, device, board) for problem in sorted(races) if wanted(problem)]
-
-
-def elimination_races(trials: Iterable[Trial]) -> dict[Problem, list[Trial]]:
-    """The trials with a measured time of each problem's newest elimination race, as far as today's space has their configs."""
-    races: dict[Problem, dict[tuple[str, str], list[Trial]]] = {}
-    for trial in trials:
-        timed = trial.status is Status.OK and trial.measurement is not None and source_of(trial.measurement) is Source.MEASURED
-        if timed and trial.measurement and not trial.final and is_current(trial):
-            key = (trial.race_uid, trial.measurement.policy)
-            races.setdefault(trial.problem, {}).setdefault(key, []).append(trial)
-    return {
-        problem: max(own.values(), key=lambda race: max((trial.created_at, trial.uid) for trial in race)) for problem, own in races.items()
-    }
+    trials = store.trials(device.uid)
+    races = elimination_races(trials)
+    invariant = RecordIndex([("", [device], invariant_records(device, trials))])
+    return [_regret(problem, races[problem], records, invariant, device, board) for problem in sorted(races) if wanted(problem)]
 
 
 def model_pick(race: Sequence[Trial], board: Architecture) -> Config | None:
@@ -130,7 +122,9 @@ def worst(cells: Sequence[Regret], picker: str, number: int) -> list[tuple[float
     return sorted(known, key=lambda pair: (-pair[0], pair[1].problem))[:number]
 
 
-def _regret(problem: Problem, race: Sequence[Trial], records: Sequence[Record], device: Device, board: Architecture | None) -> Regret:
+def _regret(
+    problem: Problem, race: Sequence[Trial], records: Sequence[Record], invariant: RecordIndex, device: Device, board: Architecture | None
+) -> Regret:
     times_us = {trial.config: trial.measurement.median_us for trial in race if trial.measurement}
     legal = {config: us for config, us in times_us.items() if is_legal(config, problem, device)} or times_us
     best = min(legal, key=lambda config: (legal[config], str(config)))
@@ -139,7 +133,10 @@ def _regret(problem: Problem, race: Sequence[Trial], records: Sequence[Record], 
         "heuristic": heuristic_config(problem, device),
         "nearest": pick_config(problem, device, index=others).config,
         "model": model_pick(race, board) if board else None,
+        "invariant": None,
     }
+    if problem.op == FORWARD and problem.layout != "strided_axis":  # of those a copy is normalised
+        picks["invariant"] = pick_config(replace(problem, rows=ANY_ROWS, layout="contiguous"), device, index=invariant).config
     picked_us = {picker: times_us[config] for picker, config in picks.items() if config in times_us}
     return Regret(problem, best, legal[best], picks, picked_us)
 

@@ -19,6 +19,7 @@ from tuner.cases import Case
 from tuner.compiling import Compiled, CompilePool, binary_for
 from tuner.events import Started, Watch
 from tuner.failure import Failure
+from tuner.invariant import invariant_trials
 from tuner.measure import Bench, measurement
 from tuner.race import Samples, median_interval, race
 from tuner.torch_baseline import torch_baseline
@@ -61,6 +62,7 @@ def sweep_gpu(
                 store.add_trials(tuning.book.trials)
                 raise Failure(f"{failure}: that is recorded, and the same command goes on without that config") from failure
             watch(commit(store, problem, trials))
+        store.add_trials(invariant_trials(device, store.trials(device.uid)))
 
 
 class Tuning:

@@ -25,6 +25,10 @@ TORCH_VARIANT = "torch"
 """Name under which "PyTorch is fastest here" is stored: a Config of this variant has no params."""
 
 
+ANY_ROWS = 2**62
+"""Rows of a Problem that stands for every number of rows with these cols: its config is what batch_invariant=True runs."""
+
+
 def canonical_json(value: Any) -> str:
     """One text for equal values: keys sorted, no spaces, no NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -70,7 +74,8 @@ class Problem:
     def __str__(self) -> str:
         layout = "" if self.layout == "contiguous" else f" {self.layout}"
         inner = "" if self.inner_rows == 1 else f" inner={self.inner_rows}"
-        return f"{self.op} {self.rows}x{self.cols} {self.x_dtype} w={self.w_dtype}{layout}{inner}"
+        rows = "any" if self.rows == ANY_ROWS else self.rows
+        return f"{self.op} {rows}x{self.cols} {self.x_dtype} w={self.w_dtype}{layout}{inner}"
 
 
 def itemsize(dtype: str) -> int:

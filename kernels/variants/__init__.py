@@ -22,6 +22,7 @@ import inspect
 import io
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from kernels.variants import (
@@ -39,7 +40,7 @@ from kernels.variants import (
     whole_row,
 )
 from kernels.variants.common import config_params
-from tuning_db.model import BACKWARD, Config, Device, ParamValue, Problem
+from tuning_db.model import ANY_ROWS, BACKWARD, Config, Device, ParamValue, Problem
 
 
 class Variant(Protocol):
@@ -53,6 +54,9 @@ class Variant(Protocol):
 
 
 COLUMN_SUM = "column_sum"
+
+STRIP_ROWS = 32768
+"""A config for any number of rows is one for so many: where it can take no more, `kernels/strips.py` launches it several times."""
 
 VARIANTS: dict[str, Variant] = {
     module.__name__.rpartition(".")[2]: cast(Variant, module)
@@ -79,6 +83,8 @@ def is_legal(config: Config, problem: Problem, device: Device) -> bool:
     variant = VARIANTS.get(config.variant)
     if variant is None or variant.OP != problem.op or config not in space(config.variant):
         return False
+    if problem.rows == ANY_ROWS:
+        problem = replace(problem, rows=STRIP_ROWS)
     return variant.is_valid(config.params, problem, device)
 
 

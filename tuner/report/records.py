@@ -10,7 +10,7 @@ from tuner.report.page import write_page
 from tuner.report.points import Point
 from tuner.report.sections import Section, section
 from tuning_db.jsonl import shipped_archs, shipped_records
-from tuning_db.model import Device, Record, Source
+from tuning_db.model import ANY_ROWS, Device, Record, Source
 from tuning_db.store import open_for_reading
 
 Layer = tuple[Sequence[Device], Sequence[Record]]
@@ -41,7 +41,7 @@ def write_report(layers: Iterable[Layer], folder: Path) -> Path:
         for device in layer_devices:
             devices.setdefault(device.uid, device)
         for record in layer_records:
-            if record.source is Source.MEASURED:
+            if record.source is Source.MEASURED and record.problem.rows != ANY_ROWS:
                 records.setdefault((record.device_uid, record.problem), record)
     sections = []
     for uid, device in sorted(devices.items(), key=lambda item: item[1].name):
