@@ -11,6 +11,10 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, which reads it on import
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-binary", action="store_true", help="compile every binary that can be reached, not a sample (half an hour)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_GPU:
         return

@@ -12,19 +12,23 @@ from click.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 
+from test_regret import TRIALS, stored
+
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.points import point
 from benchmarks.report import write_report
 from benchmarks.results import to_json
 from synthetic import FIRST_CALL, HOST, PROBLEMS, PROVENANCE, SLOWNESS, case, copy_us, run_result
 from tuner.cli import main as tuner_main
+from tuner.regret import PICKERS
 from tuner.report.page import page_text
 from tuner.report.points import NAMES, Point, by_kind, grid, mean_ratio, providers
 from tuner.report.records import point as point_of_record
+from tuner.report.regret_maps import TITLES
 from tuner.report.sections import MAIN_KIND, section
 from tuner.report.style import DARK, PROVIDERS, VARIANTS, short_count, variable
 from tuning_db.jsonl import shipped_archs, shipped_records, write_jsonl
-from tuning_db.model import Config, Problem, Record, Source
+from tuning_db.model import ANY_ROWS, Config, Problem, Record, Source
 from tuning_db.store import open_for_writing
 
 POINTS = [point(case(problem)) for problem in PROBLEMS]
@@ -153,7 +157,8 @@ def test_the_tuner_draws_what_ships(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"):
         assert f"<h2>{name}</h2>" in text
-    measured = {(record.device_uid, record.problem) for record in records() if record.source is Source.MEASURED}
+    drawn = [record for record in records() if record.source is Source.MEASURED and record.problem.rows != ANY_ROWS]
+    measured = {(record.device_uid, record.problem) for record in drawn}
     assert text.count("<tr>") == len(measured) + 2
 
 
@@ -168,6 +173,15 @@ def test_the_users_own_records_come_before_what_ships(tmp_path: Path, monkeypatc
     assert (tmp_path / "all" / "index.html").read_text().count("num_warps=31") == 1
     assert CliRunner().invoke(tuner_main, ["report", "--db", str(database), "--output", str(tmp_path / "one")]).exit_code == 0
     assert (tmp_path / "one" / "index.html").read_text().count("<tr>") == 2
+
+
+def test_what_picks_lose_is_drawn_where_there_are_trials(tmp_path: Path) -> None:
+    assert set(TITLES) == set(PICKERS)
+    path = stored(tmp_path / "a.sqlite", TRIALS)
+    result = CliRunner().invoke(tuner_main, ["report", "--db", str(path), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    drawn = {file.stem.partition("-regret-")[2] for file in (tmp_path / "out").glob("*-regret-*.png")}
+    assert drawn == set(PICKERS)
 
 
 def test_without_records_or_a_folder_the_error_is_one_line(tmp_path: Path) -> None:

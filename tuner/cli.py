@@ -354,13 +354,16 @@ def export(arch: str | None, output: Path | None, db: Path | None) -> None:
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="report", show_default=True, help="Folder to write to.")
 @options.db_option
 def report(arch: str | None, output: Path, db: Path | None) -> None:
-    """Draw the records of the databases, and those that ship: PNGs, and one page that needs no network."""
+    """Draw the records of the databases, and those that ship: PNGs, and one page that needs no network.
+
+    Where a database has the trials of a sweep, also what heuristic, nearest neighbour, model and batch_invariant lose to the fastest.
+    """
     from kernels.settings import read_settings
-    from tuner.report.records import gathered, write_report
+    from tuner.report.records import gathered, gathered_regrets, write_report
 
     paths = [db] if db else [path for path in read_settings().databases if path.exists()]
     try:
-        click.echo(f"{write_report(gathered(paths, arch, shipped=db is None), output)}")
+        click.echo(f"{write_report(gathered(paths, arch, shipped=db is None), gathered_regrets(paths, arch), output)}")
     except OSError as error:
         raise click.ClickException(f"can't write to {output}: {error.strerror}") from error
 

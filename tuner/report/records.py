@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuner.failure import Failure
 from tuner.report.page import write_page
@@ -12,6 +15,9 @@ from tuner.report.sections import Section, section
 from tuning_db.jsonl import shipped_archs, shipped_records
 from tuning_db.model import ANY_ROWS, Device, Record, Source
 from tuning_db.store import open_for_reading
+
+if TYPE_CHECKING:
+    from tuner.regret import Regret
 
 Layer = tuple[Sequence[Device], Sequence[Record]]
 
@@ -33,8 +39,26 @@ def gathered(paths: Iterable[Path], arch: str | None, *, shipped: bool) -> list[
     return layers
 
 
-def write_report(layers: Iterable[Layer], folder: Path) -> Path:
-    """The page of all devices that have measured records; of several records of a problem the first layer's counts."""
+def gathered_regrets(paths: Iterable[Path], arch: str | None) -> dict[str, list[Regret]]:
+    """By device uid what unmeasured picks lose, from the first database that has trials of that device; nothing without Triton."""
+    found: dict[str, list[Regret]] = {}
+    if importlib.util.find_spec("triton") is None:  # which the picks come from; records can be drawn without it
+        return found
+    from tuner.regret import regrets
+
+    for path in paths:
+        with open_for_reading(path) as store:
+            for device in store.devices(arch):
+                if not found.get(device.uid):
+                    found[device.uid] = regrets(store, device, lambda problem: True)
+    return found
+
+
+def write_report(layers: Iterable[Layer], regrets: Mapping[str, Sequence[Regret]], folder: Path) -> Path:
+    """The page of all devices that have measured records; of several records of a problem the first layer's counts.
+
+    `regrets` is what `gathered_regrets` found.
+    """
     devices: dict[str, Device] = {}
     records: dict[tuple[str, object], Record] = {}
     for layer_devices, layer_records in layers:
@@ -47,17 +71,23 @@ def write_report(layers: Iterable[Layer], folder: Path) -> Path:
     for uid, device in sorted(devices.items(), key=lambda item: item[1].name):
         own = [record for record in records.values() if record.device_uid == uid]
         if own:
-            sections.append(device_section(device, own))
+            sections.append(device_section(device, own, regrets.get(uid, ())))
     return write_page("RMSNorm: what the sweeps recorded", sections, folder)
 
 
-def device_section(device: Device, records: Sequence[Record]) -> Section:
+def device_section(device: Device, records: Sequence[Record], regrets: Sequence[Regret] = ()) -> Section:
     versions = sorted({(record.torch_version, record.triton_version) for record in records})
     listed = "; ".join(f"torch {torch}, triton {triton}" for torch, triton in versions)
     dates = sorted({record.created_at[:10] for record in records})
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     origin = f"{device.name} ({device.uid}) · {listed} · {days}"
-    return section(device.uid.lower().replace("_", "-"), device.name, origin, [point(record) for record in sorted(records, key=_order)])
+    slug = device.uid.lower().replace("_", "-")
+    made = section(slug, device.name, origin, [point(record) for record in sorted(records, key=_order)])
+    if not regrets:
+        return made
+    from tuner.report.regret_maps import regret_maps
+
+    return replace(made, drawings=(*made.drawings, *regret_maps(slug, origin, regrets)))
 
 
 def point(record: Record) -> Point:

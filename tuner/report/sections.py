@@ -104,7 +104,7 @@ def _maps(slug: str, kind: str, origin: str, points: Sequence[Point]) -> list[Dr
     if losses:
         title = f"Loss in % if the heuristic chose, {kind}"
         name = f"{slug}-heuristic"
-        drawings.append(heatmap.number_map(name, title, origin, losses, colours="OrRd", low=0.0, high=30.0, text=_percent))
+        drawings.append(heatmap.number_map(name, title, origin, losses, colours="OrRd", low=0.0, high=30.0, text=percent))
     return drawings
 
 
@@ -121,7 +121,7 @@ def _variant_cell(point: Point) -> tuple[str, str]:
     return point.variant, point.param("num_warps")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 0.5 else "0"
 
 
