@@ -15,6 +15,10 @@ from tuning_db.model import Device
 INTERPRETER = Device(arch="interpreter", sm_count=4, l2_bytes=0, shared_bytes=2**30, bandwidth_gbs=0, name="Triton's interpreter")
 """Stands for the CPU under TRITON_INTERPRET=1."""
 
+LAST_LEVEL_CACHE_BYTES = {"gfx942": 256 * 2**20, "gfx950": 256 * 2**20}
+"""AMD's Infinity Cache, which lies behind the L2 that the driver tells of (4 MiB of each die): what is read again may be found there.
+The figures of `tuner/architectures.yaml`, which a test holds these to; that file is not for the runtime."""
+
 
 def has_gpu() -> bool:
     return torch.cuda.is_available()
@@ -30,10 +34,11 @@ def describe(index: int) -> Device:
     if torch.version.hip is None:
         return nvidia_device(index)
     properties = torch.cuda.get_device_properties(index)
+    arch = properties.gcnArchName.partition(":")[0]
     return Device(
-        arch=properties.gcnArchName.partition(":")[0],
+        arch=arch,
         sm_count=properties.multi_processor_count,
-        l2_bytes=properties.L2_cache_size,
+        l2_bytes=LAST_LEVEL_CACHE_BYTES.get(arch, properties.L2_cache_size),
         shared_bytes=properties.shared_memory_per_block,
         bandwidth_gbs=bandwidth_gbs(properties.memory_clock_rate, properties.memory_bus_width),
         warp_size=properties.warp_size,
