@@ -137,7 +137,7 @@ def test_a_compile_only_sweep_from_end_to_end(swept: tuple[Shop, str]) -> None:
         assert taken is not None
         assert taken.registers > 0
         assert f"{taken.registers}" in stdout
-    for text in ("registers", "spills", "shared", "1x512 bf16", "2 of 2 problems are recorded", "t.sqlite"):
+    for text in ("registers", "spills", "shared", "load", "1x512 bf16", "2 of 2 problems are recorded", "t.sqlite"):
         assert text in stdout
 
 
@@ -164,6 +164,7 @@ def test_json_goes_to_stdout_and_progress_to_stderr(shop: Shop) -> None:
     (sweep,) = json.loads(done.stdout)["sweeps"]
     assert (sweep["problems"], sweep["recorded"], sweep["finished"], sweep["failed"]) == (2, 2, 2, 0)
     assert [record["problem"]["rows"] for record in sweep["records"]] == [1, 8]
+    assert {record["load_bytes"] for record in sweep["records"]} == {16}  # whole vectors
     assert "[2/2] 8x512 bf16" in done.stderr
 
 

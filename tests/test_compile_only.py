@@ -51,6 +51,12 @@ class FakePool:
     def submit(self, binaries: Iterable[object]) -> None:
         self.submitted |= set(binaries)
 
+    def submit_load_bytes(self, binary: object) -> None:
+        pass
+
+    def load_bytes(self, binary: object) -> int:
+        return 8
+
     def result(self, binary: Any) -> Compiled:
         assert binary in self.submitted
         return compiled(binary)
@@ -106,7 +112,9 @@ def test_every_problem_is_recorded_once_however_many_there_are(store: Store, mon
     assert len(PROBLEMS) > SEARCHES_PER_WORKER
     events: list[Any] = []
     sweep_compile_only(PROBLEMS, H100, store, ["sweep"], events.append, None)
-    assert sorted(event.problem for event in events if isinstance(event, Finished)) == sorted(PROBLEMS)
+    finished = [event for event in events if isinstance(event, Finished)]
+    assert sorted(event.problem for event in finished) == sorted(PROBLEMS)
+    assert {event.load_bytes for event in finished} == {8}
     records = store.records(H100.device.uid)
     assert {record.problem for record in records} == set(PROBLEMS)
     assert {record.source for record in records} == {Source.MODELLED}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kernels.launch import Binary
 from kernels.variants import candidates
@@ -13,7 +14,7 @@ from tuner.compiling import Compiled, CompilePool, binary_for
 from tuner.events import Started, Watch
 from tuner.model import least_us, modelled
 from tuner.trial_book import TrialBook, commit, recorded_sweep
-from tuning_db.derive import TIE
+from tuning_db.derive import TIE, derive_record
 from tuning_db.model import Config, Problem, Status
 from tuning_db.store import Store
 
@@ -34,6 +35,8 @@ def sweep_compile_only(
         binary = search.binary
         if binary is not None:
             pool.submit([binary])
+        elif search.pick is not None:
+            pool.submit_load_bytes(search.pick)
         searches.append((search, binary))
 
     with CompilePool(architecture.device, architecture.target) as pool, recorded_sweep(store, architecture.device, argv) as sweep_uid:
@@ -50,7 +53,8 @@ def sweep_compile_only(
                 search.take(search.config, pool.result(binary))
                 go_on(search, pool)
             else:
-                watch(commit(store, search.problem, search.book.trials))
+                finished = commit(store, search.problem, search.book.trials)
+                watch(replace(finished, load_bytes=None if search.pick is None else pool.load_bytes(search.pick)))
                 done += 1
 
 
@@ -72,6 +76,12 @@ class Search:
     def config(self) -> Config | None:
         """The candidate to compile next; None once the pick is certain."""
         return self._left[0][1] if self._left and self._left[0][0] <= self._fastest_us * TIE else None
+
+    @property
+    def pick(self) -> Binary | None:
+        """What the fastest so far needs."""
+        record = derive_record(self.book.trials)
+        return None if record is None else binary_for(self.problem, record.config, self.architecture.target)
 
     @property
     def binary(self) -> Binary | None:

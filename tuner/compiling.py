@@ -43,6 +43,7 @@ class CompilePool:
         self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
         self._device, self._target = device, target
         self._futures: dict[Binary, Future[Compiled]] = {}
+        self._load_bytes: dict[Binary, Future[int]] = {}
 
     def submit(self, binaries: Iterable[Binary]) -> None:
         for binary in binaries:
@@ -53,6 +54,16 @@ class CompilePool:
         """Wait for one Binary, which is submitted if it was not."""
         self.submit([binary])
         return self._futures[binary].result()
+
+    def submit_load_bytes(self, binary: Binary) -> None:
+        """Disassemble one Binary; that takes longer than compiling it, so it is done for a few."""
+        if binary not in self._load_bytes:
+            self._load_bytes[binary] = self._executor.submit(compile_and_disassemble, binary, self._target)
+
+    def load_bytes(self, binary: Binary) -> int:
+        """Wait for `load_bytes_of` one Binary, which is submitted if it was not."""
+        self.submit_load_bytes(binary)
+        return self._load_bytes[binary].result()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -89,15 +100,30 @@ def compile_and_inspect(binary: Binary, target: GPUTarget, device: Device) -> Co
     return Compiled(Status.OK, resources)
 
 
+def compile_and_disassemble(binary: Binary, target: GPUTarget) -> int:
+    """`load_bytes_of` one Binary, which Triton's cache has if it was compiled before."""
+    return load_bytes_of(compile_binary(binary, target))
+
+
 def resources_of(kernel: CompiledKernel) -> Resources:
     """Registers and spills read from the binary: the cubin's resource dump, or the metadata of AMD's code object."""
     if "cubin" in kernel.asm:
-        dump = _cuobjdump(kernel.asm["cubin"])
+        dump = _cuobjdump("-res-usage", kernel.asm["cubin"])
         registers, stack = (int(_found(rf"{name}:(\d+)", dump)) for name in ("REG", "STACK"))
         return Resources(registers, stack, kernel.metadata.shared)
     text = kernel.asm["amdgcn"]
     registers, spilled = (int(_found(rf"\.{name}:\s+(\d+)", text)) for name in ("vgpr_count", "vgpr_spill_count"))
     return Resources(registers, spilled * 4, kernel.metadata.shared)
+
+
+def load_bytes_of(kernel: CompiledKernel) -> int:
+    """Bytes that a thread loads at once from global memory: the widest load of the machine code, which is that of x; 0 without any."""
+    if "cubin" in kernel.asm:
+        loads = re.findall(r"\b(?:LDG|LDGSTS)\.E(\S*)", _cuobjdump("-sass", kernel.asm["cubin"]))
+        widths = [re.search(r"\.(U?S?8|U?S?16|64|128)\b", suffixes) for suffixes in loads]
+        return max((int(width[1].lstrip("US")) // 8 if width else 4 for width in widths), default=0)
+    loads = re.findall(r"\b(?:global|buffer)_load_([a-z]+\d*(?:x\d)?)", kernel.asm["amdgcn"])
+    return max((_amd_bytes(load) for load in loads), default=0)
 
 
 def _end_with_parent() -> None:
@@ -116,12 +142,21 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
-def _cuobjdump(cubin: bytes) -> str:
+def _amd_bytes(load: str) -> int:
+    """Of `ubyte`, `ushort`, `dword`, `dwordx4`, `b128`, … as AMD's assembler names what a load brings."""
+    kind, _, count = load.partition("x")
+    if kind[0] == "b" and kind[1:].isdigit():
+        return int(kind[1:]) // 8
+    unit = 4 if kind == "dword" else 1 if "byte" in kind else 2
+    return unit * int(count or 1)
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def _found(pattern: str, text: str) -> str:

@@ -43,6 +43,11 @@ class SweepResult:
     def records(self) -> list[Record]:
         return [one.record for one in self.finished if one.record]
 
+    @property
+    def load_bytes(self) -> dict[Problem, int]:
+        """What a thread of each winner's binary loads at once, where that is known."""
+        return {one.problem: one.load_bytes for one in self.finished if one.load_bytes is not None}
+
 
 def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, force_terminal=False if stderr else None)
@@ -139,7 +144,7 @@ def sweep_json(results: Sequence[SweepResult]) -> str:
             "heuristic_ratio": _mean(record.heuristic_us and record.heuristic_us / record.median_us for record in result.records),
             "torch_ratio": _mean(record.torch_us and record.torch_us / record.median_us for record in result.records),
             "copy_fraction": _mean(record.copy_fraction for record in result.records),
-            "records": [to_dict(record) for record in result.records],
+            "records": [{**to_dict(record), "load_bytes": result.load_bytes.get(record.problem)} for record in result.records],
         }
         for result in results
     ]
@@ -259,23 +264,25 @@ def _measured_groups(records: Sequence[Record]) -> Table:
 
 
 def _modelled_rows(result: SweepResult) -> Table:
-    numbers = ("registers", "spills", "shared", "model µs")
-    made = table("The model's picks; spills and shared memory in bytes", "problem", "config", *numbers, right=numbers)
+    numbers = ("registers", "spills", "shared", "load", "model µs")
+    made = table("The model's picks; spills, shared memory, a thread's load in bytes", "problem", "config", *numbers, right=numbers)
     for record in result.records:
         taken = result.resources.get(record.problem)
         own = (taken.registers, taken.spill_bytes, taken.shared_bytes) if taken else ("", "", "")
-        made.add_row(problem_label(record.problem), str(record.config), *map(str, own), microseconds(record.median_us))
+        load = result.load_bytes.get(record.problem, "")
+        made.add_row(problem_label(record.problem), str(record.config), *map(str, (*own, load)), microseconds(record.median_us))
     return made
 
 
 def _modelled_groups(result: SweepResult) -> Table:
-    numbers = ("problems", "registers", "spills", "shared", "model µs")
-    title = "The model's picks: most registers, spills and shared memory (bytes), geometric mean of times"
+    numbers = ("problems", "registers", "spills", "shared", "load", "model µs")
+    title = "The model's picks: most registers, spills and shared memory (bytes), narrowest load, geometric mean of times"
     made = table(title, "dtype and layout", "variant", *numbers, right=numbers)
     for kind, group in _grouped(result.records).items():
         taken = [result.resources[record.problem] for record in group if record.problem in result.resources]
         most = [max((getattr(one, name) for one in taken), default="") for name in ("registers", "spill_bytes", "shared_bytes")]
-        made.add_row(*kind, str(len(group)), *map(str, most), microseconds(_mean(record.median_us for record in group)))
+        load = min((result.load_bytes[r.problem] for r in group if r.problem in result.load_bytes), default="")
+        made.add_row(*kind, str(len(group)), *map(str, (*most, load)), microseconds(_mean(record.median_us for record in group)))
     return made
 
 

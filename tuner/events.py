@@ -22,12 +22,16 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """A problem's trials are committed. record is None if no config got through."""
+    """A problem's trials are committed. record is None if no config got through.
+
+    load_bytes is what a thread of the record's binary loads at once, where that was disassembled.
+    """
 
     problem: Problem
     record: Record | None
     trials: int
     failed: int
+    load_bytes: int | None = None
 
 
 Watch: TypeAlias = Callable[[Started | Finished], None]
