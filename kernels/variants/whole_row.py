@@ -35,7 +35,19 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         return False
     if problem.w_dtype == NO_WEIGHT and params["weight_first"]:
         return False  # the same binary as weight_first=False
+    if params["weight_first"] and not _x_and_weight_fit(problem, params["num_warps"], device):
+        return False
     return elements_per_thread_fit(next_power_of_2(problem.cols), itemsize(problem.x_dtype), params["num_warps"], device.warp_size)
+
+
+def _x_and_weight_fit(problem: Problem, num_warps: int, device: Device) -> bool:
+    """Whether x and weight together take at most two thirds of the registers that a thread can have; with more it spills.
+
+    On NVIDIA and AMD alike 2048 registers a lane are there for all warps of a program.
+    """
+    per_thread = next_power_of_2(problem.cols) // (num_warps * device.warp_size)
+    registers = per_thread * (itemsize(problem.x_dtype) + itemsize(problem.w_dtype)) / 4
+    return registers <= 2048 / num_warps * 2 / 3
 
 
 @triton.autotune(
