@@ -94,7 +94,7 @@ def _kernel_launcher(
     compiled = load_binary(binary, device_index)
     submit, middle = submission(compiled)
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
-    split = ("backward", grid[0])
+    use = ("backward", *grid)
 
     @functools.cache
     def misaligned() -> CompiledKernel:
@@ -104,7 +104,7 @@ def _kernel_launcher(
         run = (compiled if is_aligned else misaligned())[grid]
         with torch.cuda.device(device_index):
             stream = raw_stream(device_index)
-            scratch = (workspace(device_index, stream, split, words),) if words else ()
+            scratch = (workspace(device_index, stream, use, words),) if words else ()
             run(*pointers, *scratch, *leading, *tail, stream=stream)
 
     def launch(pointers: Pointers, *leading: float) -> None:
@@ -114,7 +114,7 @@ def _kernel_launcher(
             ordinary(pointers, is_aligned, leading)
             return
         stream = raw_stream(device_index)
-        scratch = (workspace(device_index, stream, split, words).data_ptr(),) if words else ()
+        scratch = (workspace(device_index, stream, use, words).data_ptr(),) if words else ()
         submit(*grid, stream, compiled.function, *middle, *addresses, *scratch, *leading, *tail)
 
     return launch

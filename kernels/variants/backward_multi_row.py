@@ -16,6 +16,7 @@ from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
+    both_sums,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -91,6 +92,7 @@ def backward_multi_row_kernel(
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
     dx_stride = (cols // ALIGN * ALIGN).to(tl.int64)
+    inverse_cols = 1.0 / cols
     w = col
     if HAS_WEIGHT:
         w = tl.load(w_ptr + col, mask=col_mask, other=0.0)
@@ -104,8 +106,9 @@ def backward_multi_row_kernel(
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0)
         x_f32 = x.to(tl.float32)
-        rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) / cols + eps)
-        projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32, axis=1, keep_dims=True) * rstd / cols
+        squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT) * x_f32, 1, True, PTX)
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
+        projection = products * rstd * inverse_cols
         x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
         dy = keep_packed(dy, PTX)
         if partials_ptr is not None:
