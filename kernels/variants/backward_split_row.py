@@ -66,19 +66,19 @@ def load_chunk(ptr, row, row_stride, col, mask):
 
 
 @triton.jit
-def chunk_sums(x, dy, w, HAS_WEIGHT: tl.constexpr):
+def chunk_sums(x, dy, w, HAS_WEIGHT: tl.constexpr, WEIGHT_OFFSET: tl.constexpr):
     """Σ x² and Σ g · x of a chunk: the one way to form them, so that whoever does gets the same bits."""
     x_f32 = x.to(tl.float32)
     zeros = tl.zeros_like(x_f32)
     # Written out: the compiler may not choose where to round.
-    return tl.sum(tl.fma(x_f32, x_f32, zeros)), tl.sum(tl.fma(weighted(dy, w, HAS_WEIGHT), x_f32, zeros))
+    return tl.sum(tl.fma(x_f32, x_f32, zeros)), tl.sum(tl.fma(weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), x_f32, zeros))
 
 
 @triton.jit
-def publish(slot_ptr, part, x, dy, w, HAS_WEIGHT: tl.constexpr):
+def publish(slot_ptr, part, x, dy, w, HAS_WEIGHT: tl.constexpr, WEIGHT_OFFSET: tl.constexpr):
     """Store a chunk's sums in its row's slot, a counter and then two fp32 sums a part; the counter's value before this arrival."""
     sums_ptr = (slot_ptr + 1).to(tl.pointer_type(tl.float32), bitcast=True)
-    squares, products = chunk_sums(x, dy, w, HAS_WEIGHT)
+    squares, products = chunk_sums(x, dy, w, HAS_WEIGHT, WEIGHT_OFFSET)
     tl.store(sums_ptr + 2 * part, squares)
     tl.store(sums_ptr + 2 * part + 1, products)
     return tl.atomic_add(slot_ptr, 1, sem="acq_rel")
@@ -120,6 +120,7 @@ def backward_split_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     max_polls: tl.int32,
+    WEIGHT_OFFSET: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     PARTS: tl.constexpr,
@@ -146,7 +147,7 @@ def backward_split_row_kernel(
     # Ahead by one turn: this row's sums are published, the chunk of the row after it is loaded.
     x = load_chunk(x_ptr, group, x_stride, col, col < end)
     dy = load_chunk(dy_ptr, group, dy_stride, col, col < end)
-    before = publish(workspace_ptr + group * (1 + PARTS), part, x, dy, w, HAS_WEIGHT)
+    before = publish(workspace_ptr + group * (1 + PARTS), part, x, dy, w, HAS_WEIGHT, WEIGHT_OFFSET)
     in_row = col < tl.where(group + groups < rows, end, 0)
     x = load_chunk(x_ptr, group + groups, x_stride, col, in_row)
     dy = load_chunk(dy_ptr, group + groups, dy_stride, col, in_row)
@@ -157,7 +158,7 @@ def backward_split_row_kernel(
         next_dy = load_chunk(dy_ptr, following + groups, dy_stride, col, in_row)
         before_following = before
         if following < rows:
-            before_following = publish(workspace_ptr + following * (1 + PARTS), part, x, dy, w, HAS_WEIGHT)
+            before_following = publish(workspace_ptr + following * (1 + PARTS), part, x, dy, w, HAS_WEIGHT, WEIGHT_OFFSET)
         x, dy = next_x, next_dy
 
         slot_ptr = workspace_ptr + row * (1 + PARTS)
@@ -183,7 +184,7 @@ def backward_split_row_kernel(
                     other_w = tl.load(w_ptr + other_col, mask=other_mask, other=0.0)
                 other_x = load_chunk(x_ptr, row, x_stride, other_col, other_mask)
                 other_dy = load_chunk(dy_ptr, row, dy_stride, other_col, other_mask)
-                other_squares, other_products = chunk_sums(other_x, other_dy, other_w, HAS_WEIGHT)
+                other_squares, other_products = chunk_sums(other_x, other_dy, other_w, HAS_WEIGHT, WEIGHT_OFFSET)
                 squares = tl.where(index == other, other_squares, squares)
                 products = tl.where(index == other, other_products, products)
 
@@ -194,7 +195,7 @@ def backward_split_row_kernel(
         if partials_ptr is not None:
             dw = tl.fma(row_dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(row_dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            dx = input_gradient(x_hat, weighted(row_dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + group * dx_stride + col, dw, mask=mask)

@@ -75,6 +75,7 @@ def backward_whole_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -97,13 +98,13 @@ def backward_whole_row_kernel(
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=other)
         x_f32 = x.to(tl.float32)
         rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) / cols + eps)
-        projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32) * rstd / cols
+        projection = tl.sum(weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32) * rstd / cols
         x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
         dy = keep_packed(dy, PTX)
         if partials_ptr is not None:
             dw = tl.fma(dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, dw, mask=mask)
