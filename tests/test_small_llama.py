@@ -45,7 +45,7 @@ def test_norms_change_nothing_but_who_computes_them(name):
 
 @pytest.mark.gpu
 def test_trainings():
-    """The losses fall, and those of the replaced norms stay as near to torch's as those of its own operations, times two."""
+    """The losses fall, and coincide: a logit differs by a rounding of bf16 here and there, and a loss is the mean over many."""
     found = train.trainings(40, SIZE, torch.device("cuda", 0))
     assert list(found) == list(train.NORMS)
     for one in found.values():
@@ -53,5 +53,5 @@ def test_trainings():
         assert one.losses[-1] < one.losses[0]
         assert one.step_ms > 0
         assert one.peak_mib > 0
-    base, patched, operations = found[train.BASE], found[train.PATCHED], found["operations"]
-    assert train.largest_difference(patched, base) <= 2 * train.largest_difference(operations, base)
+    base = found[train.BASE]
+    assert train.largest_difference(found[train.PATCHED], base) <= 2.0**-8 * base.losses[0]
