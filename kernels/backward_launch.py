@@ -14,6 +14,7 @@ from triton.compiler import CompiledKernel
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.launch import Binary, binary_of, kernel_arguments, load_binary, submission
+from kernels.numerics import PLAIN, Numerics
 from kernels.variants import COLUMN_SUM, VARIANTS, column_sum, jit_function
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -37,6 +38,7 @@ def build_backward_launcher(
     wants_dx: bool = True,
     wants_dw: bool = True,
     sm_count: int | None = None,
+    numerics: Numerics = PLAIN,
 ) -> BackwardLauncher:
     """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and dy, whose strides are the geometry's y strides.
 
@@ -46,7 +48,7 @@ def build_backward_launcher(
     wants_dw = wants_dw and dtypes[1] != NO_WEIGHT
     if sm_count is None:
         sm_count = INTERPRETER.sm_count if interpreting() else describe(device_index).sm_count
-    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
+    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None, numerics=numerics)
     sized = {**arguments, "sm_count": sm_count}
     words = variant.workspace_words(sized) if hasattr(variant, "workspace_words") else 0
     unwanted = {name for name, wanted in (("dx_ptr", wants_dx), ("partials_ptr", wants_dw)) if not wanted}

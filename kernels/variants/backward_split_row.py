@@ -85,11 +85,11 @@ def load_chunk(ptr, row, row_stride, col, mask):
 
 
 @triton.jit
-def chunk_sums(x, dy, w, PTX: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+def chunk_sums(x, dy, w, PTX: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_OFFSET: tl.constexpr):
     """Σ x² and Σ g · x of a chunk: the one way to form them, so that whoever does gets the same bits."""
     x_f32 = x.to(tl.float32)
     zeros = tl.zeros_like(x_f32)
-    g = weighted(dy, keep_packed(w, PTX) if HAS_WEIGHT else w, HAS_WEIGHT)
+    g = weighted(dy, keep_packed(w, PTX) if HAS_WEIGHT else w, HAS_WEIGHT, WEIGHT_OFFSET)
     # Written out: the compiler may not choose where to round.
     return both_sums(tl.fma(x_f32, x_f32, zeros), tl.fma(g, x_f32, zeros), 0, False, PTX)
 
@@ -161,6 +161,7 @@ def backward_split_row_kernel(
     y_row_stride: tl.int64,
     max_polls: tl.int32,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
@@ -193,7 +194,7 @@ def backward_split_row_kernel(
         next_x = load_chunk(x_ptr, following, x_stride, col, in_row)
         next_dy = load_chunk(dy_ptr, following, dy_stride, col, in_row)
         if following < rows:
-            squares, products = chunk_sums(next_x, next_dy, w, PTX, HAS_WEIGHT)
+            squares, products = chunk_sums(next_x, next_dy, w, PTX, HAS_WEIGHT, WEIGHT_OFFSET)
             slots_ptr = workspace_ptr + following * words + 2 * part
             publish(slots_ptr, mark, squares)
             publish(slots_ptr + 1, mark, products)
@@ -216,7 +217,7 @@ def backward_split_row_kernel(
                         other_w = load_chunk(w_ptr, 0, 0, other_col, other_mask)
                     other_x = load_chunk(x_ptr, row, x_stride, other_col, other_mask)
                     other_dy = load_chunk(dy_ptr, row, dy_stride, other_col, other_mask)
-                    other_squares, other_products = chunk_sums(other_x, other_dy, other_w, PTX, HAS_WEIGHT)
+                    other_squares, other_products = chunk_sums(other_x, other_dy, other_w, PTX, HAS_WEIGHT, WEIGHT_OFFSET)
                     sums = tl.where(index == 2 * other, other_squares, tl.where(index == 2 * other + 1, other_products, sums))
                 _, squares, products = add_up(index < words, sums, SLOTS, PTX)
             rstd = tl.rsqrt(squares * inverse_cols + eps)
@@ -226,7 +227,7 @@ def backward_split_row_kernel(
             if partials_ptr is not None:
                 dw = tl.fma(row_dy.to(tl.float32), x_hat, dw)
             if dx_ptr is not None:
-                g = weighted(row_dy, keep_packed(w, PTX) if HAS_WEIGHT else w, HAS_WEIGHT)
+                g = weighted(row_dy, keep_packed(w, PTX) if HAS_WEIGHT else w, HAS_WEIGHT, WEIGHT_OFFSET)
                 dx = input_gradient(x_hat, g, rstd, projection, dx_ptr.dtype.element_ty)
                 tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
         x, dy = next_x, next_dy
