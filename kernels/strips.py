@@ -11,6 +11,7 @@ import torch
 from kernels.device import INTERPRETER, describe
 from kernels.geometry import Geometry
 from kernels.launch import Allocate, Launcher, build_launcher
+from kernels.numerics import PLAIN, Numerics
 from kernels.variants import STRIP_ROWS, VARIANTS, is_legal
 from tuning_db.model import Config
 
@@ -21,18 +22,26 @@ def build_invariant_launcher(
     dtypes: tuple[str, str, str],
     device_index: int,
     allocate: Allocate | None = None,
-    *,
-    in_place: bool,
+    numerics: Numerics = PLAIN,
 ) -> Launcher:
-    """As `build_launcher`, for a config that is legal for ANY_ROWS. `in_place`: y may lie over x, whatever the variant allows."""
+    """As `build_launcher`, for a config that is legal for ANY_ROWS."""
     device = INTERPRETER if device_index < 0 else describe(device_index)
     if geometry.rows <= STRIP_ROWS or is_legal(config, geometry.problem(*dtypes), device):
-        launch = build_launcher(config, geometry, dtypes, device_index, allocate)
-    else:
-        launch = _strip_launcher(config, geometry, dtypes, device_index)
-    if in_place and not VARIANTS[config.variant].IN_PLACE:
-        return functools.partial(_over_its_input, launch)
-    return launch
+        return build_launcher(config, geometry, dtypes, device_index, allocate, numerics)
+    return _strip_launcher(config, geometry, dtypes, device_index, numerics)
+
+
+def build_invariant_over_input(
+    config: Config,
+    geometry: Geometry,
+    dtypes: tuple[str, str, str],
+    device_index: int,
+    allocate: Allocate | None = None,
+    numerics: Numerics = PLAIN,
+) -> Launcher:
+    """As `build_invariant_launcher`, and y may lie over x, whatever the variant allows."""
+    launch = build_invariant_launcher(config, geometry, dtypes, device_index, allocate, numerics)
+    return launch if VARIANTS[config.variant].IN_PLACE else functools.partial(_over_its_input, launch)
 
 
 def strips(geometry: Geometry) -> Iterator[tuple[int, int]]:
@@ -47,10 +56,10 @@ def strips(geometry: Geometry) -> Iterator[tuple[int, int]]:
         yield from ((first, min(STRIP_ROWS, end - first)) for first in range(start, end, STRIP_ROWS))
 
 
-def _strip_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int) -> Launcher:
+def _strip_launcher(config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, numerics: Numerics) -> Launcher:
     @functools.cache
     def of_rows(rows: int) -> Launcher:
-        return build_launcher(config, replace(geometry, rows=rows), dtypes, device_index)
+        return build_launcher(config, replace(geometry, rows=rows), dtypes, device_index, numerics=numerics)
 
     launches = [(*_offsets(geometry, first), of_rows(rows)) for first, rows in strips(geometry)]
 

@@ -129,12 +129,12 @@ def test_strip_by_strip_every_row_is_normalised_once(monkeypatch, inner_rows):
     launched = []
     built = strips.build_launcher
 
-    def build(config, geometry, *rest):
+    def build(config, geometry, *rest, **modes):
         launched.append(geometry.rows)
-        return built(config, geometry, *rest)
+        return built(config, geometry, *rest, **modes)
 
     monkeypatch.setattr(strips, "build_launcher", build)
-    launch = strips.build_invariant_launcher(config, geometry, dtypes, -1, in_place=False)
+    launch = strips.build_invariant_launcher(config, geometry, dtypes, -1)
     assert launch(y, x, weight, 1e-6) is y
     assert_rmsnorm(y, x, weight)
     assert torch.equal(y, built(config, geometry, dtypes, -1)(None, x, weight, 1e-6))
