@@ -172,7 +172,8 @@ def interrupted(session: Session, recorded: int) -> str:
 def planned(session: Session, plan: Plan) -> str:
     verb = "compile and model" if session.architecture else "measure"
     skipped = len(session.problems) - plan.problems
-    work = f"{count(plan.problems, 'problem')}, {plan.candidates} candidates, {plan.binaries} binaries"
+    at_most = "at most " if session.architecture else ""
+    work = f"{count(plan.problems, 'problem')}, {plan.candidates} candidates, {at_most}{plan.binaries} binaries"
     target = f"{session.device.name} ({session.device.uid})"
     return f"Would {verb} {work} for {target}; skip {skipped} that are recorded in {session.path}. Nothing was written."
 
