@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from kernels import plans
+from kernels import backward, plans
 from kernels.overrides import active_override
 from kernels.plans import Plan
 from kernels.reference import rmsnorm_torch
@@ -20,6 +20,7 @@ MAX_PLANS = 16384
 
 _plans: dict[Any, Plan] = {}
 _shortcuts = Shortcuts()
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform (vmap, grad, …), or None
 
 
@@ -61,9 +62,10 @@ def rmsnorm(
     """
     if eps.__class__ is not float or not eps >= 0:
         eps = checked_eps(eps)
-    if torch.compiler.is_dynamo_compiling():  # PyTorch's operations are what it traces
-        check_arguments(x, weight, axis, out, backend)
-        return plans.into(out, rmsnorm_torch(x, weight, eps, axis))
+    if _is_dynamo_compiling():
+        from kernels.operators import traced
+
+        return traced(x, weight, eps, axis, out, backend, batch_invariant)
     usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False
     usual = usual and active_override() is None and forward_ad._current_level < 0
     try:
@@ -72,6 +74,10 @@ def rmsnorm(
         call = None
     if call is not None:
         return call(out, x, weight, eps)
+    if torch.compiler.is_compiling() and x.__class__ is not torch.Tensor:  # torch.export runs this code on fake tensors
+        from kernels.operators import traced
+
+        return traced(x, weight, eps, axis, out, backend, batch_invariant)
     if _transform() is not None or forward_ad._current_level >= 0:
         # Under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
         check_arguments(x, weight, axis, out, backend)
@@ -120,6 +126,7 @@ def forget_plans() -> None:
     """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
     _plans.clear()
     _shortcuts.clear()
+    backward.forget_backwards()
     if plans.has_triton():
         from kernels import dispatch
 
