@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from kernels.allocation import packed
 from kernels.geometry import Geometry, geometry_of
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
@@ -93,13 +94,15 @@ def prepare_backward(
     wants_dw = wants_dw and weight is not None
     copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
     is_last = axis == x.dim() - 1
+    new_dx = packed(x.movedim(axis, -1).shape, x.dtype, x.device) if wants_dx else None
+    new_dw = packed(weight.shape, weight.dtype, x.device) if weight is not None and wants_dw else None
 
     def call(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> Gradients:
         x, dy = x_ready(x), dy_ready(dy)
         if weight is not None and copies_weight:
             weight = weight.resolve_neg().contiguous()
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_dx else None
-        dw = torch.empty_like(weight) if weight is not None and wants_dw else None
+        dx = None if new_dx is None else new_dx()
+        dw = None if new_dw is None else new_dw()
         launch(dx, dw, dy, x, weight, eps)
         return dx if is_last or dx is None else dx.movedim(-1, axis), dw
 
@@ -136,8 +139,8 @@ def _row_stride(tensor: torch.Tensor) -> int | None:
     """Elements from row to row of the last axis, in the order of the shape; None where the kernels can't read it as it lies."""
     if tensor.is_neg():
         return None
-    packed = torch.empty(tensor.shape, device="meta").stride()
-    geometry = geometry_of(tensor.shape, tensor.stride(), packed, tensor.dim() - 1)
+    packed_strides = torch.empty(tensor.shape, device="meta").stride()
+    geometry = geometry_of(tensor.shape, tensor.stride(), packed_strides, tensor.dim() - 1)
     return geometry.x_row_stride if geometry is not None and geometry.layout == "contiguous" else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from kernels.allocation import on_current_gpu
 from kernels.device import interpreting
 from kernels.geometry import geometry_of
 from kernels.overrides import active_override
@@ -134,7 +134,7 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
         x.get_device(),
         in_place=out is not None and overlap_offset(x, out) is not None,
         batch_invariant=batch_invariant,
-        allocate=_allocator(x, y_strides),
+        allocate=on_current_gpu(x.shape, y_strides, x.dtype) if x.device.type == "cuda" else None,
     )
     if choice.launch is None:
         return Plan(_restriding(_torch_plan(axis, choice.served_by).call, y_strides), choice.served_by)
@@ -191,17 +191,6 @@ def _restriding(call: Call, strides: tuple[int, ...]) -> Call:
         return into(out, y)
 
     return restrided
-
-
-def _allocator(x: torch.Tensor, strides: tuple[int, ...]) -> Callable[[], torch.Tensor] | None:
-    """Allocates a result as `torch.empty_like(x)` on the current GPU; None where this torch has no quicker way than that.
-
-    It is the function that Inductor's code calls: 2.5 µs instead of 4.1 (H100).
-    """
-    fast = getattr(getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None)
-    if x.device.type != "cuda" or fast is None:
-        return None
-    return functools.partial(fast, tuple(x.shape), strides, x.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:
