@@ -9,6 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels.backward import BackwardPlans, torch_backward
+from kernels.numerics import Numerics
 from kernels.plans import Call
 from tuning_db.model import Config
 
@@ -16,12 +17,12 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether a tensor st
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform, or None
 
 
-def differentiable(forward: Call, axis: int, config: Config | None) -> Call:
+def differentiable(forward: Call, axis: int, config: Config | None, numerics: Numerics) -> Call:
     """`forward` for inputs that require grad; its `out` is None: an `out` and gradients exclude each other.
 
     `config` is the override of the forward: the backward may run in a thread that knows of none.
     """
-    return functools.partial(_apply, forward, BackwardPlans(axis, config))
+    return functools.partial(_apply, forward, BackwardPlans(axis, config, numerics))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -41,7 +42,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         _, _, _, wants_dx, wants_dw, _ = ctx.needs_input_grad
         if _needs_operations(dy):
-            call = torch_backward(ctx.backwards.axis)
+            call = torch_backward(ctx.backwards.axis, ctx.backwards.numerics)
         else:
             call = ctx.backwards.call(dy, x, weight, (wants_dx, wants_dw))
         dx, dw = call(dy, x, weight, ctx.eps)

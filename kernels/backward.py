@@ -9,6 +9,7 @@ import torch
 
 from kernels.allocation import packed
 from kernels.geometry import Geometry, geometry_of
+from kernels.numerics import PLAIN, Numerics
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
 
@@ -24,12 +25,13 @@ MAX_FORWARDS = 16384
 
 
 class BackwardPlans:
-    """The backwards prepared so far for x of one shape, device and axis; `config` overrides the ladder."""
+    """The backwards prepared so far for x of one shape, device and axis, in one numerics mode; `config` overrides the ladder."""
 
-    __slots__ = ("_config", "_plans", "axis")
+    __slots__ = ("_config", "_plans", "axis", "numerics")
 
-    def __init__(self, axis: int, config: Config | None) -> None:
+    def __init__(self, axis: int, config: Config | None, numerics: Numerics) -> None:
         self.axis = axis
+        self.numerics = numerics
         self._config = config
         self._plans: dict[Any, BackwardCall] = {}
 
@@ -43,7 +45,7 @@ class BackwardPlans:
         if call is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            call = prepare_backward(dy, x, weight, self.axis, self._config, wants_dx=wants[0], wants_dw=wants[1])
+            call = prepare_backward(dy, x, weight, self.axis, self._config, wants_dx=wants[0], wants_dw=wants[1], numerics=self.numerics)
             self._plans[key] = call
         return call
 
@@ -51,14 +53,14 @@ class BackwardPlans:
 _of_operators: dict[Any, BackwardPlans] = {}
 
 
-def backward_plans(x: torch.Tensor, axis: int) -> BackwardPlans:
+def backward_plans(x: torch.Tensor, axis: int, numerics: Numerics) -> BackwardPlans:
     """The BackwardPlans of the operators, which know nothing of the forward that their x was in."""
-    key = x.shape, x.get_device(), axis
+    key = x.shape, x.get_device(), axis, numerics
     known = _of_operators.get(key)
     if known is None:
         if len(_of_operators) >= MAX_FORWARDS:
             _of_operators.clear()
-        known = _of_operators[key] = BackwardPlans(axis % x.dim(), None)
+        known = _of_operators[key] = BackwardPlans(axis % x.dim(), None, numerics)
     return known
 
 
@@ -68,9 +70,19 @@ def forget_backwards() -> None:
 
 
 def prepare_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, axis: int, config: Config | None, *, wants_dx: bool, wants_dw: bool
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    axis: int,
+    config: Config | None,
+    *,
+    wants_dx: bool,
+    wants_dw: bool,
+    numerics: Numerics = PLAIN,
 ) -> BackwardCall:
     """Decide what computes the gradients of `rmsnorm(x, weight, axis=axis)` for tensors like these; `config` overrides the ladder.
+
+    A weight offset counts; a rounding within the forward counts as none.
 
     Read in place: x and dy whose normalised elements are adjacent and whose rows, in the order of x's shape, lie at one stride (0 for a dy
     expanded over rows). Of each that needs more (another axis than the last, several strides, dy expanded along the row) one
@@ -87,10 +99,11 @@ def prepare_backward(
         config,
         wants_dx=wants_dx,
         wants_dw=wants_dw,
+        numerics=numerics,
     )
     launch = choice.launch
     if launch is None:
-        return _packed_torch_backward(axis)
+        return _packed_torch_backward(axis, numerics)
     wants_dw = wants_dw and weight is not None
     copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
     is_last = axis == x.dim() - 1
@@ -109,9 +122,9 @@ def prepare_backward(
     return call
 
 
-def torch_backward(axis: int) -> BackwardCall:
+def torch_backward(axis: int, numerics: Numerics) -> BackwardCall:
     """PyTorch's operations, differentiable once more."""
-    return lambda dy, x, weight, eps: rmsnorm_backward_torch(dy, x, weight, eps, axis)
+    return lambda dy, x, weight, eps: rmsnorm_backward_torch(dy, x, weight, eps, axis, numerics)
 
 
 def empty_dx(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -120,9 +133,9 @@ def empty_dx(x: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.empty(rows.shape, dtype=x.dtype, device=x.device).movedim(-1, axis)
 
 
-def _packed_torch_backward(axis: int) -> BackwardCall:
+def _packed_torch_backward(axis: int, numerics: Numerics) -> BackwardCall:
     def call(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> Gradients:
-        dx, dw = rmsnorm_backward_torch(dy, x, weight, eps, axis)
+        dx, dw = rmsnorm_backward_torch(dy, x, weight, eps, axis, numerics)
         return dx.movedim(axis, -1).contiguous().movedim(-1, axis), dw
 
     return call

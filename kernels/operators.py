@@ -21,102 +21,162 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kernels import api, plans
 from kernels.backward import backward_plans, empty_dx
+from kernels.numerics import FP32, NO_OFFSET, Numerics
 from kernels.reference import rmsnorm_backward_torch, rmsnorm_torch
 from kernels.validation import check_arguments
 
 Weight: TypeAlias = "torch.Tensor | None"
 
 _library = torch.library.Library("tuned_rmsnorm", "DEF")
-_ARGUMENTS = "Tensor x, Tensor? weight, float eps, int axis, bool batch_invariant, str backend"
+_NUMERICS = "float weight_offset, bool round_normalized"  # the fields of Numerics
+_ARGUMENTS = f"Tensor x, Tensor? weight, float eps, int axis, {_NUMERICS}, bool batch_invariant, str backend"
 for _schema in (
     f"rmsnorm({_ARGUMENTS}) -> Tensor",
     f"rmsnorm_forward({_ARGUMENTS}) -> Tensor",
     f"rmsnorm_out({_ARGUMENTS}, Tensor(a!) out) -> ()",
-    "rmsnorm_backward(Tensor dy, Tensor x, Tensor? weight, float eps, int axis, bool wants_dx, bool wants_dw) -> Tensor[]",
+    f"rmsnorm_backward(Tensor dy, Tensor x, Tensor? weight, float eps, int axis, {_NUMERICS}, bool wants_dx, bool wants_dw) -> Tensor[]",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 _operators = torch.ops.tuned_rmsnorm
 
 
 def traced(
-    x: torch.Tensor, weight: Weight, eps: float, axis: int, out: torch.Tensor | None, backend: str, batch_invariant: bool
+    x: torch.Tensor,
+    weight: Weight,
+    eps: float,
+    axis: int,
+    out: torch.Tensor | None,
+    backend: str,
+    batch_invariant: bool,
+    numerics: Numerics,
 ) -> torch.Tensor:
     """What a call of `rmsnorm` puts into a graph: one operator, or under a torch.func transform PyTorch's operations."""
     if torch._C._are_functorch_transforms_active():
-        check_arguments(x, weight, axis, out, backend)
-        return plans.into(out, rmsnorm_torch(x, weight, eps, axis))
+        check_arguments(x, weight, axis, out, backend, numerics)
+        return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
     if out is None:
-        return _operators.rmsnorm.default(x, weight, eps, axis, batch_invariant, backend)
-    _operators.rmsnorm_out.default(x, weight, eps, axis, batch_invariant, backend, out)
+        return _operators.rmsnorm.default(x, weight, eps, axis, *numerics, batch_invariant, backend)
+    _operators.rmsnorm_out.default(x, weight, eps, axis, *numerics, batch_invariant, backend, out)
     return out
 
 
-def _rmsnorm(x: torch.Tensor, weight: Weight, eps: float, axis: int, batch_invariant: bool, backend: str) -> torch.Tensor:
+def _rmsnorm(
+    x: torch.Tensor,
+    weight: Weight,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    round_normalized: bool,
+    batch_invariant: bool,
+    backend: str,
+) -> torch.Tensor:
     """Runs while a graph is made, and leaves in it what it calls."""
-    check_arguments(x, weight, axis, None, backend)
+    numerics = Numerics(weight_offset, round_normalized)
+    check_arguments(x, weight, axis, None, backend, numerics)
     backend = plans.requested_backend(backend)
     subclass = is_traceable_wrapper_subclass(x) or (weight is not None and is_traceable_wrapper_subclass(weight))
     if backend == "torch" or subclass or not plans.kernels_serve(x, weight, backend):
-        return rmsnorm_torch(x, weight, eps, axis)
-    axis = axis if axis < 0 else axis - x.dim()
+        return rmsnorm_torch(x, weight, eps, axis, numerics)
+    arguments = x, weight, eps, axis if axis < 0 else axis - x.dim(), *numerics, batch_invariant, backend
     if plans.needs_grad(x, weight):
-        y: torch.Tensor = _Differentiable.apply(x, weight, eps, axis, batch_invariant, backend)
+        y: torch.Tensor = _Differentiable.apply(*arguments)
         return y
-    return _operators.rmsnorm_forward.default(x, weight, eps, axis, batch_invariant, backend)
+    return _operators.rmsnorm_forward.default(*arguments)
 
 
 class _Differentiable(torch.autograd.Function):
     """Saves x and weight, as they are and nothing else, as the eager node does."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: Weight, eps: float, axis: int, *rest: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: Weight, eps: float, axis: int, weight_offset: float, round_normalized: bool, *rest: Any
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.eps, ctx.axis = eps, axis
-        return _operators.rmsnorm_forward.default(x, weight, eps, axis, *rest)
+        ctx.arguments = eps, axis, weight_offset, round_normalized
+        return _operators.rmsnorm_forward.default(x, weight, *ctx.arguments, *rest)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_dx, wants_dw = ctx.needs_input_grad[:2]
+        wants_dx, wants_dw, *others = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True
-            dx, dw = rmsnorm_backward_torch(dy, x, weight, ctx.eps, ctx.axis)
-            return dx if wants_dx else None, dw if wants_dw else None, None, None, None, None
-        wanted = iter(_operators.rmsnorm_backward.default(dy, x, weight, ctx.eps, ctx.axis, wants_dx, wants_dw))
-        return next(wanted) if wants_dx else None, next(wanted) if wants_dw else None, None, None, None, None
+            eps, axis, *numerics = ctx.arguments
+            dx, dw = rmsnorm_backward_torch(dy, x, weight, eps, axis, Numerics(*numerics))
+            return dx if wants_dx else None, dw if wants_dw else None, *(None for _ in others)
+        wanted = iter(_operators.rmsnorm_backward.default(dy, x, weight, *ctx.arguments, wants_dx, wants_dw))
+        return next(wanted) if wants_dx else None, next(wanted) if wants_dw else None, *(None for _ in others)
 
 
-def _forward(x: torch.Tensor, weight: Weight, eps: float, axis: int, batch_invariant: bool, backend: str) -> torch.Tensor:
+def _forward(
+    x: torch.Tensor,
+    weight: Weight,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    round_normalized: bool,
+    batch_invariant: bool,
+    backend: str,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The eager call: checks, lookup, plan and launch are its."""
-    return api.rmsnorm(x, weight, eps, axis, backend=backend, batch_invariant=batch_invariant)
+    return api.rmsnorm(
+        x,
+        weight,
+        eps,
+        axis,
+        out=out,
+        backend=backend,
+        batch_invariant=batch_invariant,
+        weight_offset=weight_offset or NO_OFFSET,  # the default itself, by which a usual call is known
+        casting="llama" if round_normalized else FP32,
+    )
 
 
 def _forward_fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-def _out(x: torch.Tensor, weight: Weight, eps: float, axis: int, batch_invariant: bool, backend: str, out: torch.Tensor) -> None:
-    api.rmsnorm(x, weight, eps, axis, out=out, backend=backend, batch_invariant=batch_invariant)
+def _out(*arguments: Any) -> None:
+    """As `_forward`, into the last argument."""
+    _forward(*arguments)
 
 
-def _out_fake(x: torch.Tensor, weight: Weight, eps: float, axis: int, batch_invariant: bool, backend: str, out: torch.Tensor) -> None:
+def _out_fake(
+    x: torch.Tensor,
+    weight: Weight,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    round_normalized: bool,
+    batch_invariant: bool,
+    backend: str,
+    out: torch.Tensor,
+) -> None:
     del eps, batch_invariant
-    check_arguments(x, weight, axis, out, backend)
+    check_arguments(x, weight, axis, out, backend, Numerics(weight_offset, round_normalized))
     plans.check_out_needs_no_grad(x, weight, out)
 
 
 def _backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: Weight, eps: float, axis: int, wants_dx: bool, wants_dw: bool
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: Weight,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    round_normalized: bool,
+    wants_dx: bool,
+    wants_dw: bool,
 ) -> list[torch.Tensor]:
     """dx and dw, those that are wanted."""
     wants = wants_dx, wants_dw
-    gradients = backward_plans(x, axis).call(dy, x, weight, wants)(dy, x, weight, eps)
+    gradients = backward_plans(x, axis, Numerics(weight_offset, round_normalized)).call(dy, x, weight, wants)(dy, x, weight, eps)
     return [gradient for gradient, wanted in zip(gradients, wants, strict=True) if wanted and gradient is not None]
 
 
-def _backward_fake(
-    dy: torch.Tensor, x: torch.Tensor, weight: Weight, eps: float, axis: int, wants_dx: bool, wants_dw: bool
-) -> list[torch.Tensor]:
+def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: Weight, eps: float, axis: int, *rest: Any) -> list[torch.Tensor]:
     del dy, eps
+    *_, wants_dx, wants_dw = rest
     dw = [weight.new_empty(weight.shape)] if wants_dw and weight is not None else []
     return [empty_dx(x, axis), *dw] if wants_dx else dw
 

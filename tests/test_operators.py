@@ -74,6 +74,14 @@ def test_as_eager(which, dtype):
     assert_as_eager(lambda x, weight: rmsnorm(x, weight, 1e-5), x, weight, dy)
 
 
+@pytest.mark.parametrize("mode", [{"weight_offset": 1.0}, {"casting": "llama"}, {"weight_offset": 1.0, "casting": "gemma"}], ids=str)
+def test_numerics_modes(mode):
+    x, weight, dy = inputs(x_dtype=torch.bfloat16)
+    assert_as_eager(lambda x, weight: rmsnorm(x, weight, **mode), x, weight, dy)
+    norm = RMSNorm(64, dtype=torch.bfloat16, device=DEVICE, **mode)
+    assert_as_eager(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, x), x, weight, dy)
+
+
 LAYOUTS = {
     "transposed": lambda base: base[0, 0].t(),
     "sliced columns": lambda base: base[0, 0, :, 3:14],
@@ -110,8 +118,8 @@ def test_strides_where_the_ladder_says_pytorch(layout, axis, monkeypatch):
     assert_gradients(*gradients(y, dy, x, weight), dy, x, weight, axis=axis)
     assert set(stats()) == {"torch"}
     plain = [tensor.detach() for tensor in (dy, x, weight)]
-    torch.library.opcheck(torch.ops.tuned_rmsnorm.rmsnorm_forward.default, (*plain[1:], 1e-6, axis, False, "auto"))
-    torch.library.opcheck(torch.ops.tuned_rmsnorm.rmsnorm_backward.default, (*plain, 1e-6, axis, True, True))
+    torch.library.opcheck(torch.ops.tuned_rmsnorm.rmsnorm_forward.default, (*plain[1:], 1e-6, axis, 0.0, False, False, "auto"))
+    torch.library.opcheck(torch.ops.tuned_rmsnorm.rmsnorm_backward.default, (*plain, 1e-6, axis, 0.0, False, True, True))
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -167,14 +175,15 @@ def operator_calls():
     x, weight, dy = inputs()
     plain = [tensor.detach() for tensor in (x, weight, dy)]
     for of_x, of_weight in ((x, weight), (x, None), (plain[0], weight), (plain[0].bfloat16(), plain[1])):
-        yield "rmsnorm", (of_x, of_weight, 1e-6, -1, False, "auto")
-    yield "rmsnorm", (x, weight, 1e-6, -1, False, "torch")
-    yield "rmsnorm_forward", (*plain[:2], 1e-6, -1, False, "auto")
-    yield "rmsnorm_forward", (plain[0].t(), None, 1e-6, -2, True, "triton")
-    yield "rmsnorm_out", (*plain[:2], 1e-6, -1, False, "auto", torch.empty_like(plain[0]))
+        yield "rmsnorm", (of_x, of_weight, 1e-6, -1, 0.0, False, False, "auto")
+    yield "rmsnorm", (x, weight, 1e-6, -1, 0.0, False, False, "torch")
+    yield "rmsnorm", (x, weight, 1e-6, -1, 1.0, True, False, "auto")
+    yield "rmsnorm_forward", (*plain[:2], 1e-6, -1, 0.0, False, False, "auto")
+    yield "rmsnorm_forward", (plain[0].t(), None, 1e-6, -2, 0.0, False, True, "triton")
+    yield "rmsnorm_out", (*plain[:2], 1e-6, -1, 0.0, False, False, "auto", torch.empty_like(plain[0]))
     for wants in ((True, True), (True, False), (False, True)):
-        yield "rmsnorm_backward", (plain[2], *plain[:2], 1e-6, -1, *wants)
-    yield "rmsnorm_backward", (plain[2].t(), plain[0].t(), plain[1], 1e-6, -2, True, True)
+        yield "rmsnorm_backward", (plain[2], *plain[:2], 1e-6, -1, 0.0, False, *wants)
+    yield "rmsnorm_backward", (plain[2].t(), plain[0].t(), plain[1], 1e-6, -2, 0.0, False, True, True)
 
 
 def test_opcheck():
@@ -189,7 +198,7 @@ def test_an_operator_can_be_differentiated_twice():
         first = torch.autograd.grad(function(x, weight), (x, weight), dy, create_graph=True)
         return torch.autograd.grad(sum(part.square().sum() for part in first), (x, weight))
 
-    got = penalty(lambda x, weight: torch.ops.tuned_rmsnorm.rmsnorm(x, weight, 1e-6, -1, False, "auto"))
+    got = penalty(lambda x, weight: torch.ops.tuned_rmsnorm.rmsnorm(x, weight, 1e-6, -1, 0.0, False, False, "auto"))
     for ours, want in zip(got, penalty(rmsnorm), strict=True):
         assert torch.equal(ours, want)
 
