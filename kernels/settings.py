@@ -17,7 +17,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`backend` from RMSNORM_BACKEND; `databases` in order of priority from RMSNORM_TUNING_DB, or the user's own file."""
+    """`backend` from RMSNORM_BACKEND; `databases` in order of priority from RMSNORM_TUNING_DB, then the user's own if there is a home."""
 
     backend: str
     databases: tuple[Path, ...]
@@ -33,7 +33,8 @@ def read_settings() -> Settings:
     if backend not in BACKENDS:
         raise SettingsError(f"RMSNORM_BACKEND is {backend!r}; use one of {', '.join(BACKENDS)}")
     named = [Path(os.path.expanduser(entry)) for entry in os.environ.get("RMSNORM_TUNING_DB", "").split(os.pathsep) if entry]
-    return Settings(backend, (*named, user_database()))
+    own = user_database()
+    return Settings(backend, (*named, own) if own.is_absolute() else (*named,))
 
 
 def interpreting() -> bool:
@@ -42,5 +43,8 @@ def interpreting() -> bool:
 
 
 def user_database() -> Path:
-    """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies)."""
+    """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies).
+
+    A relative path where the user has no home directory.
+    """
     return Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False)) / "tuning.sqlite"

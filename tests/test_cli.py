@@ -81,9 +81,9 @@ def in_process(swept: tuple[Shop, str], monkeypatch: pytest.MonkeyPatch) -> CliR
     """Runs commands that compile nothing, on the swept database."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("RMSNORM_TUNING_DB", str(swept[0].database))
-    from kernels.dispatch import record_index
+    from kernels.dispatch import forget_records
 
-    record_index.cache_clear()
+    forget_records()
     return CliRunner()
 
 
