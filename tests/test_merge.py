@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from databases import CONFIG, DAMAGES, DEVICE, OTHER, PROBLEM, SWEEP, fill, make_trial
+from databases import CONFIG, DAMAGES, DEVICE, OTHER, PROBLEM, SWEEP, edit, fill, make_trial
 from tuning_db import schema
 from tuning_db.derive import derive_record, source_of
 from tuning_db.errors import DatabaseError
@@ -37,14 +36,6 @@ def merged(path: Path, *sources: Path) -> Path:
     with open_for_writing(path) as database:
         database.merge(*sources)
     return path
-
-
-def edit(path: Path, statement: str, *values: object) -> None:
-    """Change a file behind the package's back."""
-    connection = sqlite3.connect(path)
-    connection.execute(statement, values)
-    connection.commit()
-    connection.close()
 
 
 def test_merge_adds_what_is_new_once(tmp_path: Path) -> None:
@@ -137,7 +128,7 @@ def test_records_are_derived_anew_whatever_a_file_says(filled: Path, tmp_path: P
     before = contents(filled)
     with open_for_writing(filled) as database:
         (record, _) = database.records()
-        database._put_record(replace(record, config=FASTER, median_us=0.1, created_at="2099"))
+        database._insert("record", replace(record, config=FASTER, median_us=0.1, created_at="2099"), "REPLACE")
         assert len(database.records()) == 2
     assert contents(merged(tmp_path / "b.db", filled)) == before
     assert contents(merged(filled)) == before

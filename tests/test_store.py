@@ -247,7 +247,11 @@ def test_every_version_has_its_migration() -> None:
 def test_columns_are_the_fields(filled: Path) -> None:
     connection = sqlite3.connect(filled)
     full = make_trial("t", resources=Resources(1, 2, 3))
-    for table, expected in (("trial", {*row_of(full), "checksum"}), ("sweep", {*vars(SWEEP)}), ("device", {"uid", *vars(DEVICE)})):
+    for table, expected in (
+        ("trial", {*row_of(full), "checksum"}),
+        ("sweep", {*vars(SWEEP)}),
+        ("device", {"uid", *vars(DEVICE), "checksum"}),
+    ):
         assert {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} == expected
     connection.close()
 

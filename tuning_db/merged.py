@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from tuning_db.model import Problem, Record, Source
+from tuning_db.model import Device, Problem, Record, Source, Sweep
 
 Key: TypeAlias = tuple[str, Source, Problem]
 """A device's uid, what its record rests on, and the problem: a database has one record of each."""
@@ -27,6 +27,16 @@ class Merged:
 
 def key_of(record: Record) -> Key:
     return record.device_uid, record.source, record.problem
+
+
+def device_order(device: Device) -> tuple[object, ...]:
+    """Of two descriptions of one device the larger is kept: one with a name before one without."""
+    return device.name, device.warp_size
+
+
+def sweep_order(sweep: Sweep) -> tuple[object, ...]:
+    """Of two states of one sweep the larger is kept: one that has ended before one that runs."""
+    return sweep.state != "running", sweep.finished_at, repr(sweep)
 
 
 def age_order(record: Record) -> tuple[str, ...]:

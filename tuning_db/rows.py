@@ -73,7 +73,7 @@ def _take(plain: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def device_from_row(row: sqlite3.Row) -> Device:
-    plain = dict(row)
+    plain = _undamaged(row)
     uid = plain.pop("uid")
     device = checked(Device(**plain))
     if device.uid != uid:

@@ -71,8 +71,8 @@ def create_tables(database: sqlite_utils.Database) -> None:
 
 
 def add_checksums(database: sqlite_utils.Database) -> None:
-    """Version 2: by its checksum a damaged row of evidence is told from what was written."""
-    for table in ("trial", "record"):
+    """Version 2: by its checksum a damaged row is told from what was written. Sweeps, which no pick depends on, have none."""
+    for table in ("device", "trial", "record"):
         rows = list(database.query(f"SELECT rowid AS at, * FROM {table}"))
         database.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0")
         for row in rows:

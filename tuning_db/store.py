@@ -8,14 +8,14 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuning_db.derive import derive_record, source_of
 from tuning_db.errors import OTHER_FILE, DatabaseError
 from tuning_db.jsonl import read_jsonl, write_jsonl
-from tuning_db.merged import Key, Merged, age_order, disputes, key_of
+from tuning_db.merged import Key, Merged, age_order, device_order, disputes, key_of, sweep_order
 from tuning_db.model import Device, Problem, Record, Status, Sweep, Trial
 from tuning_db.rows import (
     PROBLEM,
@@ -188,17 +188,20 @@ class Store:
 
     def _insert(self, table: str, noun: Any, conflict: str) -> int:
         row = row_of(noun) | ({"uid": noun.uid} if isinstance(noun, Device) else {})
-        if isinstance(noun, Trial | Record):
+        if not isinstance(noun, Sweep):  # whose state changes
             row["checksum"] = checksum(row)
         names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
-        return self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT {conflict}", row).rowcount
+        return self._connection.execute(f"INSERT OR {conflict} INTO {table} ({names}) VALUES ({marks})", row).rowcount
 
     def _add_device(self, device: Device) -> None:
-        self._insert("device", device, _larger("device", Device, "{}.name", "{}.warp_size"))
+        known = self._select(device_from_row, "SELECT * FROM device WHERE uid = ?", device.uid)
+        if not known or device_order(known[0]) < device_order(device):
+            self._insert("device", device, "REPLACE")
 
     def _add_sweep(self, sweep: Sweep) -> None:
-        rest = [f"{{}}.{name}" for name in (spec.name for spec in fields(Sweep)) if name not in ("uid", "finished_at", "state")]
-        self._insert("sweep", sweep, _larger("sweep", Sweep, "{}.state <> 'running'", "{}.finished_at", "{}.state", *rest))
+        known = self._select(sweep_from_row, "SELECT * FROM sweep WHERE uid = ?", sweep.uid)
+        if not known or sweep_order(known[0]) < sweep_order(sweep):
+            self._insert("sweep", sweep, "REPLACE")
 
     def _add_trials(self, trials: Sequence[Trial]) -> tuple[int, list[Record]]:
         changes = [change for trial in trials if (change := self._add_trial(trial))]
@@ -206,20 +209,19 @@ class Store:
         keys = {(t.device_uid, source_of(t.measurement), t.problem) for t in changed if t.final and t.measurement}
         records = [record for key in sorted(keys) if (record := self._derive(key))]
         for record in records:
-            self._put_record(record)
+            self._insert("record", record, "REPLACE")
         return len(changes), records
 
     def _add_trial(self, trial: Trial) -> list[Trial]:
         """Add a trial and return what that changed. Of trials that differ under one uid the first by its text keeps that uid."""
-        if self._insert("trial", trial, "(uid) DO NOTHING"):
+        if self._insert("trial", trial, "IGNORE"):
             return [trial]
         known = self._select(trial_from_row, "SELECT * FROM trial WHERE uid = ?", trial.uid)  # none if that row is damaged
         if known == [trial]:
             return []
-        self._connection.execute("DELETE FROM trial WHERE uid = ?", (trial.uid,))
         first, *others = sorted([*known, trial], key=repr)
-        self._insert("trial", first, "DO NOTHING")
-        added = [self._insert("trial", replace(t, uid=f"{t.uid}~{checksum(row_of(t)):08x}"), "(uid) DO NOTHING") for t in others]
+        self._insert("trial", first, "REPLACE")
+        added = [self._insert("trial", replace(t, uid=f"{t.uid}~{checksum(row_of(t)):08x}"), "IGNORE") for t in others]
         return [first, *others] if all(added) else []
 
     def _split_uids(self) -> list[str]:
@@ -251,7 +253,7 @@ class Store:
                     races.setdefault((device.uid, source_of(trial.measurement), trial.problem), []).append(trial)
         derived = {key: record for key, trials in races.items() if (record := derive_record(trials))}
         for record in derived.values():
-            self._put_record(record)
+            self._insert("record", record, "REPLACE")
         return set(derived)
 
     def _settle(self, claims: Iterable[Record]) -> int:
@@ -260,15 +262,12 @@ class Store:
         for claim in claims:
             if claim.device_uid not in devices:
                 continue
-            known = self._select(record_from_row, f"SELECT * FROM record WHERE {_SAME_RECORD}", *_key_values(claim))
+            values = (claim.device_uid, claim.source.value, *problem_values(claim.problem))
+            known = self._select(record_from_row, f"SELECT * FROM record WHERE {_SAME_RECORD}", *values)
             if not self._derive(key_of(claim)) and (not known or age_order(known[0]) < age_order(claim)):
-                self._put_record(claim)
+                self._insert("record", claim, "REPLACE")
                 used += 1
         return used
-
-    def _put_record(self, record: Record) -> None:
-        self._connection.execute(f"DELETE FROM record WHERE {_SAME_RECORD}", _key_values(record))
-        self._insert("record", record, "DO NOTHING")
 
     def _select(self, convert: Callable[[sqlite3.Row], Noun], query: str, *values: object) -> list[Noun]:
         try:
@@ -328,15 +327,3 @@ def _has_journal(path: Path) -> bool:
         except OSError:  # there is none, or no longer
             continue
     return False
-
-
-def _key_values(record: Record) -> tuple[Any, ...]:
-    """What `_SAME_RECORD` asks for."""
-    return record.device_uid, record.source.value, *problem_values(record.problem)
-
-
-def _larger(table: str, noun: type[Device] | type[Sweep], *order: str) -> str:
-    """An upsert that leaves the larger of two rows by `order`, so that it does not matter which came first."""
-    names = ", ".join(f"{name} = excluded.{name}" for name in (spec.name for spec in fields(noun)) if name != "uid")
-    new, old = (", ".join(term.format(row) for term in order) for row in ("excluded", table))
-    return f"(uid) DO UPDATE SET {names} WHERE ({new}) >= ({old})"
