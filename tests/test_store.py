@@ -247,11 +247,8 @@ def test_every_version_has_its_migration() -> None:
 def test_columns_are_the_fields(filled: Path) -> None:
     connection = sqlite3.connect(filled)
     full = make_trial("t", resources=Resources(1, 2, 3))
-    for table, expected in (
-        ("trial", {*row_of(full), "checksum"}),
-        ("sweep", {*vars(SWEEP)}),
-        ("device", {"uid", *vars(DEVICE), "checksum"}),
-    ):
+    trial, device = {*row_of(full), "checksum"}, {*vars(DEVICE), "uid", "checksum"}
+    for table, expected in (("trial", trial), ("sweep", {*vars(SWEEP)}), ("device", device)):
         assert {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} == expected
     connection.close()
 
@@ -294,6 +291,28 @@ def test_network_mounts_are_told_by_their_type(monkeypatch: pytest.MonkeyPatch) 
     mounts = "/dev/vda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\nlocal /home/local xfs rw 0 0\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: mounts)
     assert [schema.is_local(Path(path)) for path in ("/data/a.db", "/home/me/a.db", "/home/local/a.db")] == [True, False, True]
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.db"
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        patched.setattr(schema, "SCHEMA_VERSION", 1)
+        open_for_writing(path).close()
+    expected = fill(tmp_path / "new.db", make_trial("t1"), make_trial("t2", 40.0))
+    connection = sqlite3.connect(path)
+    connection.execute("ATTACH ? AS new", (str(expected),))
+    for table in ("device", "sweep", "trial", "record"):
+        names = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+        connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")
+    connection.commit()
+    connection.close()
+    with pytest.raises(DatabaseError, match="schema version 1, this package knows version 2: `python -m tuner sweep` brings it up"):
+        read_records(path, "sm_90")
+    with open_for_writing(path) as database, open_for_writing(expected) as other:
+        assert database.trials(DEVICE.uid) == other.trials(DEVICE.uid)
+    assert len(read_records(path, "sm_90")[1]) == 1
+    assert read_records(path, "sm_90") == read_records(expected, "sm_90")
 
 
 def test_a_failed_migration_leaves_no_half_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
