@@ -34,7 +34,7 @@ def read_settings() -> Settings:
         raise SettingsError(f"RMSNORM_BACKEND is {backend!r}; use one of {', '.join(BACKENDS)}")
     named = [Path(os.path.expanduser(entry)) for entry in os.environ.get("RMSNORM_TUNING_DB", "").split(os.pathsep) if entry]
     own = user_database()
-    return Settings(backend, (*named, own) if own.is_absolute() else (*named,))
+    return Settings(backend, (*named, own) if own else (*named,))
 
 
 def interpreting() -> bool:
@@ -42,9 +42,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "yes", "y")
 
 
-def user_database() -> Path:
+def user_database() -> Path | None:
     """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies).
 
-    A relative path where the user has no home directory.
+    None where the user has no home directory.
     """
-    return Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False)) / "tuning.sqlite"
+    try:
+        folder = Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False))
+    except RuntimeError:  # what newer platformdirs say; older ones answer with a relative path
+        return None
+    return folder / "tuning.sqlite" if folder.is_absolute() else None

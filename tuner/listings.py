@@ -75,7 +75,7 @@ def print_merged(console: Console, store: Store, merged: Merged) -> None:
     message(console, f"in {store.path}: {held}, {len(imported)} of them imported without trials")
     if merged.split_uids:
         listed = ", ".join(merged.split_uids[:ROWS_SHOWN])
-        message(console, f"{count(len(merged.split_uids), 'uid')} stand for trials that differ, which were edited; all are kept: {listed}")
+        message(console, f"{count(len(merged.split_uids), 'trial')} edited after being written; both versions are kept: {listed}")
     if not merged.disputes:
         return
     numbers = ("µs", "measured")
