@@ -414,6 +414,17 @@ def test_without_a_home_a_command_asks_for_a_file(arguments: tuple[str, ...], fi
     assert filled in before
 
 
+@pytest.mark.parametrize("command", [("merge", "a.db"), ("devices",), ("status",)], ids=lambda command: command[0])
+def test_an_odd_path_is_one_line_to_a_command(
+    command: tuple[str, ...], filled: Path, monkeypatch: pytest.MonkeyPatch, runner: CliRunner
+) -> None:
+    monkeypatch.chdir(filled.parent)
+    monkeypatch.setenv("RMSNORM_TUNING_DB", "x" * 300)
+    done = invoke(runner, *command)
+    assert done.exit_code == (0 if command == ("devices",) else 1)
+    assert [line.startswith("Error: xxx") for line in done.stderr.splitlines()] == [True] * done.exit_code
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
 def test_a_disk_that_is_full_in_the_middle_of_a_commit(filled: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk's end. The merge says one line, and goes through once there is room."""
