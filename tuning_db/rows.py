@@ -60,8 +60,8 @@ def row_of(noun: Any) -> dict[str, Any]:
 
 def checksum(row: Mapping[str, Any]) -> int:
     """CRC-32 of a row's values by name: of equal rows equal, whether a number is stored as 2 or 2.0 and a missing value as NULL."""
-    values = sorted((name, value if isinstance(value, str) else float(value)) for name, value in row.items() if value is not None)
-    return zlib.crc32(repr(values).encode())
+    known = sorted((name, value) for name, value in row.items() if value is not None)
+    return zlib.crc32("\n".join([f"{name}={value if isinstance(value, str) else format(value, '.17g')}" for name, value in known]).encode())
 
 
 def problem_values(problem: Problem) -> tuple[Any, ...]:
