@@ -139,7 +139,12 @@ class Store:
     def add_trials(self, trials: Sequence[Trial]) -> list[Record]:
         """Add trials whose uid is new, and derive anew, and return, the records of the problems they belong to."""
         with self._transaction():
-            return self._add_trials(trials)[1]
+            changed = itertools.chain.from_iterable(map(self._add_trial, trials))
+            keys = {(t.device_uid, source_of(t.measurement), t.problem) for t in changed if t.final and t.measurement}
+            records = [record for key in sorted(keys) if (record := self._derive(key))]
+            for record in records:
+                self._insert("record", record, "REPLACE")
+        return records
 
     def merge(self, *paths: str | os.PathLike[str]) -> Merged:
         """Take in other tuning databases, all of them or none, and derive the records anew.
@@ -203,15 +208,6 @@ class Store:
         if not known or sweep_order(known[0]) < sweep_order(sweep):
             self._insert("sweep", sweep, "REPLACE")
 
-    def _add_trials(self, trials: Sequence[Trial]) -> tuple[int, list[Record]]:
-        changes = [change for trial in trials if (change := self._add_trial(trial))]
-        changed = itertools.chain.from_iterable(changes)
-        keys = {(t.device_uid, source_of(t.measurement), t.problem) for t in changed if t.final and t.measurement}
-        records = [record for key in sorted(keys) if (record := self._derive(key))]
-        for record in records:
-            self._insert("record", record, "REPLACE")
-        return len(changes), records
-
     def _add_trial(self, trial: Trial) -> list[Trial]:
         """Add a trial and return what that changed. Of trials that differ under one uid the first by its text keeps that uid."""
         if self._insert("trial", trial, "IGNORE"):
@@ -236,7 +232,7 @@ class Store:
             self._add_sweep(sweep)
         for device in other.devices():
             self._add_device(device)
-            added += self._add_trials(other.trials(device.uid))[0]
+            added += sum(bool(self._add_trial(trial)) for trial in other.trials(device.uid))
         return added
 
     def _derive(self, key: Key) -> Record | None:
