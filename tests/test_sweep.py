@@ -272,21 +272,6 @@ def test_a_full_disk_ends_a_sweep_that_goes_on_later(lab: Lab, store: Store) -> 
     assert {record.problem for record in run(store, unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE))} == set(PROBLEMS)
 
 
-def test_a_record_outside_its_space_does_not_enter_a_race(lab: Lab, store: Store) -> None:
-    """An incumbent that somebody wrote into the database is neither built nor timed."""
-    run(store)
-    (record,) = store.records()
-    hostile = Config.of("looped", block_cols=3, num_warps=64)
-    store._insert("record", replace(record, config=hostile, created_at="2099"), "REPLACE")
-    (written,) = store.records()
-    assert written.config == hostile
-    lab.built.clear()
-    lab.timed.clear()
-    run(store)
-    assert lab.timed
-    assert hostile not in lab.built | lab.timed
-
-
 @pytest.mark.usefixtures("lab")
 def test_the_budget_ends_between_two_problems(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
