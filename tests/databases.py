@@ -32,13 +32,14 @@ def fill(path: Path, *trials: Trial) -> Path:
 
 
 def edit(path: Path, statement: str, *, seal: bool = False) -> None:
-    """Change a file behind the package's back; with `seal` the records get the checksums that they would have been written with."""
+    """Change a file behind the package's back; with `seal` the rows get the checksums that they would have been written with."""
     connection = sqlite3.connect(path)
     connection.row_factory = sqlite3.Row
     connection.execute(statement)
-    for row in connection.execute("SELECT rowid AS at, * FROM record").fetchall() if seal else ():
-        plain = {name: value for name, value in dict(row).items() if name not in ("at", "checksum")}
-        connection.execute("UPDATE record SET checksum = ? WHERE rowid = ?", (checksum(plain), row["at"]))
+    for table in ("device", "trial", "record") if seal else ():
+        for row in connection.execute(f"SELECT rowid AS at, * FROM {table}").fetchall():
+            plain = {name: value for name, value in dict(row).items() if name not in ("at", "checksum")}
+            connection.execute(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", (checksum(plain), row["at"]))
     connection.commit()
     connection.close()
 

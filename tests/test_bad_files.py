@@ -185,7 +185,7 @@ def test_many_bad_rows_are_one_line(filled: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_device_whose_fingerprint_is_not_its_uid_is_skipped(filled: Path) -> None:
-    edit(filled, "UPDATE device SET sm_count = 7")
+    edit(filled, "UPDATE device SET sm_count = 7", seal=True)
     assert read_records(filled, "sm_90")[0] == []
 
 

@@ -21,7 +21,7 @@ from databases import DAMAGES, PROBLEM, SWEEP, damage_empty, damage_missing, edi
 from kernels import dispatch, rmsnorm, stats
 from kernels.api import forget_plans
 from kernels.device import current_device
-from kernels.settings import user_database
+from kernels.settings import read_settings, user_database
 from kernels.variants import VARIANTS
 from oracle import INTERPRETED, assert_rmsnorm, random_x
 from tuner.cli import main
@@ -152,6 +152,7 @@ def test_without_a_home_calls_work_and_nothing_is_written(
     assert lines_of_calls(caplog) == []
     assert list(homeless.iterdir()) == []
     monkeypatch.setattr(platformdirs, "user_data_dir", lambda *_, **__: "~/.local/share/tuned-rmsnorm")  # as older ones answer
+    assert read_settings().databases == ()
     forget_plans()
     assert lines_of_calls(caplog) == []
     assert list(homeless.iterdir()) == []
