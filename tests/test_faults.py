@@ -17,12 +17,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from databases import DAMAGES, PROBLEM, SWEEP, damage_empty, damage_missing, edit, fill, make_trial
+from databases import DAMAGES, DEVICE, PROBLEM, SWEEP, damage_empty, damage_missing, edit, fill, make_trial
 from kernels import dispatch, rmsnorm, stats
 from kernels.api import forget_plans
 from kernels.device import current_device
 from kernels.settings import read_settings, user_database
-from kernels.variants import VARIANTS
+from kernels.variants import VARIANTS, candidates
 from oracle import INTERPRETED, assert_rmsnorm, random_x
 from tuner.cli import main
 from tuning_db.derive import derive_record
@@ -358,8 +358,10 @@ def test_import_names_the_command_for_databases(runner: CliRunner, filled: Path)
     assert (done.exit_code, done.stderr) == (1, said)
 
 
-def test_an_imported_record_is_marked(runner: CliRunner, filled: Path, tmp_path: Path) -> None:
-    record = derive_record([make_trial("elsewhere", problem=replace(PROBLEM, cols=512))])
+def test_an_imported_record_is_marked(runner: CliRunner, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(PROBLEM, cols=512)
+    config = candidates(problem, DEVICE)[0]
+    record = derive_record([make_trial("elsewhere", config=config, problem=problem, revision=VARIANTS[config.variant].REVISION)])
     (tmp_path / "e.jsonl").write_text(write_jsonl([*read_records(filled, "sm_90")[0]], [record]))
     assert "1 records taken" in invoke(runner, "import", tmp_path / "e.jsonl", "--db", filled, columns=400).output
     shown = [line for line in invoke(runner, "show", "--db", filled, columns=200).output.splitlines() if "imported" in line]
@@ -368,6 +370,9 @@ def test_an_imported_record_is_marked(runner: CliRunner, filled: Path, tmp_path:
     assert '"has_trials": false' in invoke(runner, "show", "--db", filled, "--cols", "512", "--json").output
     assert '"has_trials": true' in invoke(runner, "show", "--db", filled, "--cols", "4096", "--json").output
     assert "1 record imported without trials" in invoke(runner, "status", "--db", filled).output
+    monkeypatch.setenv("RMSNORM_TUNING_DB", str(filled))
+    explained = invoke(runner, "explain", "4096", "512", "--weight", "float32", "--arch", "sm_90").output
+    assert "imported, without its trials" in " ".join(explained.split())
 
 
 COMMANDS = ("merge into", "merge from", "import", "sweep")
