@@ -12,11 +12,13 @@ from lab import COPY_US, SLOW_US, TORCH_US, Lab, faked
 from kernels.heuristic import heuristic_config
 from kernels.variants import candidates
 from tuner import sweep as pipeline
+from tuner import trial_book
 from tuner.compiling import Compiled
 from tuner.events import Finished, Started
 from tuner.failure import Failure
 from tuner.sweep import sweep_gpu
 from tuner.unfinished import unfinished
+from tuning_db.errors import DatabaseError
 from tuning_db.model import ANY_ROWS, BACKWARD, Config, Device, Problem, Record, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
@@ -166,6 +168,33 @@ def test_the_config_for_any_number_of_rows_is_recorded_once_all_are_measured(lab
     (record,) = (record for record in store.records(DEVICE.uid) if record.problem.rows == ANY_ROWS)
     assert (record.config, record.median_us) == (SECOND, pytest.approx(10.0))
     assert record.problem == replace(PROBLEMS[0], rows=ANY_ROWS)
+
+
+def test_a_clock_that_was_set_back_makes_no_race_older(lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.times = {FIRST: 10.0}
+    run(store)
+    for year in ("2020", "2010"):
+        monkeypatch.setattr(trial_book, "now", lambda year=year: f"{year}-01-01T00:00:00.000000+00:00")
+        lab.times = {FIRST: 15.0 if year == "2020" else 12.0, SECOND: 10.0 if year == "2020" else 11.0}
+        (record,) = run(store)
+        assert record == store.records(DEVICE.uid)[0]
+        assert (record.config, record.median_us) == (SECOND, lab.times[SECOND])
+
+
+def test_a_full_disk_ends_a_sweep_that_goes_on_later(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0}
+
+    def fill_the_disk(event: Started | Finished) -> None:
+        if isinstance(event, Finished):
+            (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+            store._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(DatabaseError, match="free some space"):
+        run(store, PROBLEMS, fill_the_disk)
+    assert [record.problem for record in store.records()] == PROBLEMS[:1]
+    assert {trial.problem for trial in store.trials(DEVICE.uid)} == {PROBLEMS[0]}
+    store._connection.execute("PRAGMA max_page_count = 1000000")
+    assert {record.problem for record in run(store, unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE))} == set(PROBLEMS)
 
 
 @pytest.mark.usefixtures("lab")
