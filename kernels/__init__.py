@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from kernels.api import rmsnorm, stats
     from kernels.module import RMSNorm
     from kernels.overrides import override
+    from kernels.residual import add_rmsnorm
     from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "RMSNorm", "override", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "RMSNorm", "add_rmsnorm", "override", "rmsnorm", "stats"]
 __version__ = "0.1.0"
 
-_HOMES = {"InvalidInput": "validation", "RMSNorm": "module", "override": "overrides", "rmsnorm": "api", "stats": "api"}
+_HOMES = {
+    "InvalidInput": "validation",
+    "RMSNorm": "module",
+    "add_rmsnorm": "residual",
+    "override": "overrides",
+    "rmsnorm": "api",
+    "stats": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

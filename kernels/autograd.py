@@ -64,14 +64,14 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         wants = ctx.needs_input_grad
-        if _needs_operations(dy):
+        if needs_operations(dy):
             dx, dw = torch_backward(ctx.kind.axis)(dy, x, weight, ctx.eps)
         else:
             dx, dw = ctx.kind.backward(dy, x, weight, wants)(dy, x, weight, ctx.eps)
         return dx if wants[0] else None, dw if wants[1] else None, None, None
 
 
-def _needs_operations(dy: torch.Tensor) -> bool:
+def needs_operations(dy: torch.Tensor) -> bool:
     """Whether the backward is watched by something that must see PyTorch's operations.
 
     That is create_graph=True, a torch.func transform, forward-mode AD, `is_grads_batched`, and a dy that is no plain tensor.

@@ -14,8 +14,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 """Where kernels run in these tests: the CPU under Triton's interpreter, else the current GPU."""
 
-FORWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == FORWARD}
-BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == BACKWARD}
+FORWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if FORWARD in variant.OPS}
+BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if BACKWARD in variant.OPS}
 
 DEVICE_INDEX = -1 if INTERPRETED else 0
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -41,7 +41,7 @@ def call(name: str, x: torch.Tensor, axis: int) -> int:
     geometry = geometry_of(x.shape, x.stride(), y.stride(), axis)
     assert geometry is not None
     dtypes = (str(x.dtype).removeprefix("torch."), "float32", str(x.dtype).removeprefix("torch."))
-    op = VARIANTS[name].OP
+    op = VARIANTS[name].OPS[0]
     configs = [config for config in candidates(geometry.problem(*dtypes, op=op), describe(0)) if config.variant == name]
     for config in configs:
         if op == BACKWARD:

@@ -92,16 +92,17 @@ def compile_arch(arch: str) -> dict[str, Any]:
 
     def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True) -> Any:
         arguments = kernel_arguments(config, geometry or geometry_of_problem(problem), ptx=target.backend == "cuda")
-        return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned)
+        return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned, adds=problem.adds)
 
     configs: dict[str, str] = {}
     spilling: dict[str, int] = {}
     for name, variant in VARIANTS.items():
         for config in sorted(space(name), key=str):
-            problem = next((problem for problem in problems(variant.OP, variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
+            listed = problems(variant.OPS[0], variant.LAYOUTS[:1])
+            problem = next((problem for problem in listed if is_legal(config, problem, device)), None)
             configs[str(config)] = "valid for no problem" if problem is None else outcome(compiled, binary_for(config, problem))
         # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes.
-        for problem in problems(variant.OP, variant.LAYOUTS):
+        for problem in problems(variant.OPS[0], variant.LAYOUTS):
             if problem.cols in (1, 128, 65_536):
                 config = next((config for config in sorted(space(name), key=str) if is_legal(config, problem, device)), None)
                 if config is not None:
@@ -148,7 +149,7 @@ def narrow_accesses(name: str, device: Any, binary_for: Any, compiled: Any) -> d
     strided = name == "strided_axis"
     cols = 65_536 if name.endswith(("split_row", "cluster_row")) else 256 if name.endswith("multi_row") else 4096
     rows = 64 if name == "cluster_row" else 4096
-    problem = Problem(VARIANTS[name].OP, "bfloat16", "bfloat16", "bfloat16", rows, cols, *(("strided_axis", 512) if strided else ()))
+    problem = Problem(VARIANTS[name].OPS[0], "bfloat16", "bfloat16", "bfloat16", rows, cols, *(("strided_axis", 512) if strided else ()))
     config = max((config for config in space(name) if is_legal(config, problem, device)), key=vector_rank, default=None)
     if config is None:
         return None

@@ -14,13 +14,14 @@ import torch
 from kernels.heuristic import heuristic_config
 from kernels.variants import candidates
 from tuner import sweep as pipeline
+from tuner.cases import LAUNCHER_OF
 from tuner.compiling import Compiled
 from tuner.events import Finished, Started
 from tuner.failure import Failure
 from tuner.measure import Bench
 from tuner.sweep import sweep_gpu
 from tuner.unfinished import unfinished
-from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Resources, Role, Source, Status
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, OPS, Config, Device, Problem, Record, Resources, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
@@ -38,7 +39,7 @@ class Lab:
         self.faults: dict[Config, str] = {}
         self.compiled: dict[str, Compiled] = {}
         self.built: set[Config] = set()
-        self.built_backward: set[Config] = set()
+        self.built_ops: set[str] = set()
         self.timed: set[Config] = set()
         self.crash: Config | None = None
         self.on_round: Callable[[], None] = lambda: None
@@ -98,19 +99,19 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
             lab.on_round()
             return {**{name: lab.time_us(name) for name in order}, "reference": COPY_US}
 
-    def build(config: Config, *_: object) -> SimpleNamespace:
-        lab.built.add(config)
-        return SimpleNamespace(config=config)
+    def build_for(op: str) -> Any:
+        def build(config: Config, *_: object) -> SimpleNamespace:
+            lab.built.add(config)
+            lab.built_ops.add(op)
+            return SimpleNamespace(config=config)
 
-    def build_backward(config: Config, *_: object) -> SimpleNamespace:
-        lab.built_backward.add(config)
-        return SimpleNamespace(config=config)
+        return build
 
     monkeypatch.setattr(pipeline, "CompilePool", FakePool)
     monkeypatch.setattr(pipeline, "Verifier", FakeVerifier)
     monkeypatch.setattr(pipeline, "Bench", FakeBench)
-    monkeypatch.setattr(pipeline, "build_launcher", build)
-    monkeypatch.setattr(pipeline, "build_backward_launcher", build_backward)
+    for op in OPS:
+        monkeypatch.setitem(LAUNCHER_OF, op, build_for(op))
     monkeypatch.setattr(pipeline.torch.cuda, "device", lambda index: contextlib.nullcontext())
     return lab
 
@@ -138,13 +139,14 @@ def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> Non
     assert next(trial for trial in trials if trial.uid == record.trial_uid).final
 
 
-def test_a_backward_is_built_as_one_and_held_against_three_streams(lab: Lab, store: Store) -> None:
-    problem = replace(PROBLEMS[1], op=BACKWARD)
+@pytest.mark.parametrize(("op", "streams"), [(BACKWARD, 3), (ADD_FORWARD, 4), (ADD_BACKWARD, 4)])
+def test_an_op_is_built_as_one_and_held_against_its_streams(lab: Lab, store: Store, op: str, streams: int) -> None:
+    problem = replace(PROBLEMS[1], op=op)
     (record,) = run(store, [problem])
-    assert lab.built_backward == set(candidates(problem, DEVICE))
-    assert not lab.built
+    assert lab.built == set(candidates(problem, DEVICE))
+    assert lab.built_ops == {op}
     assert record.problem == problem
-    assert record.copy_fraction == pytest.approx(1.5 * COPY_US / record.median_us)
+    assert record.copy_fraction == pytest.approx(streams / 2 * COPY_US / record.median_us)
 
 
 def test_the_heuristic_is_in_the_final_however_slow(lab: Lab, store: Store) -> None:

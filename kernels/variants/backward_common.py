@@ -3,6 +3,7 @@
 With rstd = 1 / sqrt(mean(x²) + eps), x̂ = x · rstd and g = dy · w, of y = x̂ · w:
     dx = rstd · (g − x̂ · mean(g · x̂)), a row at a time
     dw = Σ over rows of dy · x̂, in fp32
+Where x is the sum that add_rmsnorm also returned, dsum arrives there: dx + dsum is the gradient of both addends, stored once in each dtype.
 
 rstd is formed anew from x: x must be read for dx and dw anyway, and the whole row is at hand when g · x is summed, so that the second
 sum costs no memory traffic, while keeping rstd would cost the forward a store and the graph a tensor.
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 
 from kernels.geometry import problem_of
-from tuning_db.model import BACKWARD, NO_WEIGHT, Problem
+from tuning_db.model import ADD_BACKWARD, BACKWARD, NO_WEIGHT, Problem, itemsize
 
 INTEGERS = ("rows", "cols", "x_row_stride", "y_row_stride")
 """Arguments of every backward kernel, `do_not_specialize`d: their values compile nothing."""
@@ -57,9 +58,18 @@ def weighted(dy, w, HAS_WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def input_gradient(x_hat, g, rstd, projection, out_dtype: tl.constexpr):
-    """rstd · (g − x̂ · mean(g · x̂)), rounded once. In this order nothing overflows that x̂ and g don't."""
-    return (rstd * (g - x_hat * projection)).to(out_dtype)
+def input_gradient(x_hat, g, rstd, projection, dsum):
+    """rstd · (g − x̂ · mean(g · x̂)), and dsum if there is one, in fp32. In this order nothing overflows that x̂ and g don't."""
+    dx = rstd * (g - x_hat * projection)
+    if dsum is not None:
+        dx = dx + dsum.to(tl.float32)
+    return dx
+
+
+def element_bytes_read(problem: Problem) -> int:
+    """Of x, dy and, if there is one, dsum."""
+    x_tensors = 2 if problem.adds else 1
+    return x_tensors * itemsize(problem.x_dtype) + itemsize(problem.y_dtype)
 
 
 def walkers(args: Mapping[str, Any], rows_per_turn: int, most: int) -> int:
@@ -80,4 +90,5 @@ def problem_of_call(args: Mapping[str, Any]) -> Problem:
     """The Problem behind the named arguments of a backward kernel's call."""
     x_dtype, dy_dtype = (str(args[name].dtype).removeprefix("torch.") for name in ("x_ptr", "dy_ptr"))
     w_dtype = NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch.")
-    return problem_of("contiguous", args["rows"], args["cols"], 0, (x_dtype, w_dtype, dy_dtype), op=BACKWARD)
+    op = BACKWARD if args.get("dsum_ptr") is None else ADD_BACKWARD
+    return problem_of("contiguous", args["rows"], args["cols"], 0, (x_dtype, w_dtype, dy_dtype), op=op)

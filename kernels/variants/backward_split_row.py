@@ -32,9 +32,9 @@ from kernels.variants.backward_common import (
     weighted,
 )
 from kernels.variants.common import elements_per_thread_fit, next_power_of_2, prune_configs
-from tuning_db.model import BACKWARD, Device, Problem, itemsize
+from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
-OP = BACKWARD
+OPS = (BACKWARD, ADD_BACKWARD)
 REVISION = 1
 LAYOUTS = ("contiguous",)
 IN_PLACE = False
@@ -125,6 +125,8 @@ def backward_split_row_kernel(
     PARTS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    dsum_ptr=None,
+    daddend_ptr=None,
 ):
     part, group = tl.program_id(0), tl.program_id(1)  # the parts of a row are neighbours in launch order
     split, groups = tl.num_programs(0), tl.num_programs(1)
@@ -194,8 +196,14 @@ def backward_split_row_kernel(
         if partials_ptr is not None:
             dw = tl.fma(row_dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(row_dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            dsum = None
+            if dsum_ptr is not None:
+                dsum = load_chunk(dsum_ptr, row, dx_stride, col, col < end)
+            gradient = input_gradient(x_hat, weighted(row_dy, w, HAS_WEIGHT), rstd, projection, dsum)
+            dx = gradient.to(dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
+            if daddend_ptr is not None:
+                tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + group * dx_stride + col, dw, mask=mask)
 

@@ -17,6 +17,7 @@ from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
+    element_bytes_read,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -24,9 +25,9 @@ from kernels.variants.backward_common import (
     weighted,
 )
 from kernels.variants.common import elements_per_thread_fit, keep_packed, prune_configs, row_block
-from tuning_db.model import BACKWARD, Device, Problem, itemsize
+from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
-OP = BACKWARD
+OPS = (BACKWARD, ADD_BACKWARD)
 REVISION = 1
 LAYOUTS = ("contiguous",)
 IN_PLACE = False
@@ -41,7 +42,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         return False
     if not registers_fit(block, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
-    row_bytes = block * (itemsize(problem.x_dtype) + itemsize(problem.y_dtype))
+    row_bytes = block * element_bytes_read(problem)
     return (params["stages"] - 1) * row_bytes * params["programs_per_sm"] <= device.shared_bytes
 
 
@@ -80,6 +81,8 @@ def backward_whole_row_kernel(
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    dsum_ptr=None,
+    daddend_ptr=None,
 ):
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK_COLS)
@@ -95,6 +98,9 @@ def backward_whole_row_kernel(
     for row in tl.range(program, rows.to(tl.int32), tl.num_programs(0), num_stages=STAGES):
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=other)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=other)
+        dsum = None
+        if dsum_ptr is not None:
+            dsum = tl.load(dsum_ptr + row * dx_stride + col, mask=mask, other=other)
         x_f32 = x.to(tl.float32)
         rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) / cols + eps)
         projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32) * rstd / cols
@@ -103,8 +109,11 @@ def backward_whole_row_kernel(
         if partials_ptr is not None:
             dw = tl.fma(dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dsum)
+            dx = gradient.to(dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
+            if daddend_ptr is not None:
+                tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, dw, mask=mask)
 
