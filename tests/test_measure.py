@@ -72,7 +72,7 @@ class FakeGpu:
         return object()
 
     @contextlib.contextmanager
-    def graph(self, graph: "FakeGraph") -> Iterator[None]:
+    def graph(self, graph: "FakeGraph", stream: object = None) -> Iterator[None]:
         self.captured = graph
         yield
         self.captured = None

@@ -60,6 +60,15 @@ class Tensors:
             return self.y, self.new_residual, self.x, self.residual, self.weight, EPS
         return self.y, self.x, self.weight, EPS
 
+    @property
+    def results(self) -> tuple[torch.Tensor | None, ...]:
+        """What the op gives: y; dx and dw; y and new_residual; the sum's gradient, that in daddend's dtype, dw."""
+        if self.dsum is not None:
+            return self.y, self.daddend, self.dw
+        if self.dy is not None:
+            return self.y, self.dw
+        return (self.y,) if self.residual is None else (self.y, self.new_residual)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -167,7 +176,7 @@ def _places(problem: Problem) -> tuple[dict[str, Place], dict[str, Place]]:
 
 
 def _guarded_memory(result: torch.Tensor) -> torch.Tensor:
-    elements = _padded(_span(result.shape, result.stride())) + 2 * GUARD_ELEMENTS
+    elements = _span(result.shape, result.stride()) + 2 * GUARD_ELEMENTS
     return torch.full((elements,), math.nan, dtype=result.dtype, device=result.device)
 
 

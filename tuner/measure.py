@@ -71,14 +71,25 @@ class Bench:
         self._alive: list[object] = []
         self.enter("reference", copy_of_what_is_normalised)
 
-    def enter(self, name: object, launch: Launch, launches: int | None = None) -> None:
-        """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before."""
+    def enter(self, name: object, launch: Launch, launches: int | None = None, before: Launch | None = None) -> None:
+        """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before.
+
+        `before` is run on every set first, on the stream of the capture, and is not timed.
+        """
         count = self.rotation.rounded(launches or self.launches)
+        stream = None
+        if before is not None:
+            torch.cuda.synchronize()
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for tensors in self.sets:
+                    before(tensors)
+                torch.cuda.synchronize()
         launch(self.sets[0])
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         kept: list[object] = [None] * len(self.sets)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             for i in range(count):
                 kept[i % len(self.sets)] = launch(self.sets[i % len(self.sets)])
         self._alive.append(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Verifier:
         for memory in self.memories:
             if not all(zone.isnan().all() for zone in guards_of(memory)):
                 return "wrote outside its output"
-        worst = self._worst_gradient() if self.case.problem.is_backward else self._worst_result(roundings)
+        worst = self._worst_gradient(roundings) if self.case.problem.is_backward else self._worst_result(roundings)
         if worst == float("inf"):
             return "left an element unwritten or not finite"
         return f"error is {worst:.3g} × the tolerance" if worst > 1 else ""
@@ -70,8 +71,8 @@ class Verifier:
             worst = max(worst, _excess(self.tensors.y[part], expected, allowed))
         return worst
 
-    def _worst_gradient(self) -> float:
-        """Largest error of dx (in either dtype) and dw, as a multiple of what is allowed."""
+    def _worst_gradient(self, roundings: int) -> float:
+        """Largest error of dx (in either dtype) and dw, as a multiple of what is allowed with that many roundings on the way."""
         dy, weight = self.tensors.dy, self.tensors.weight
         assert dy is not None
         problem = self.case.problem
@@ -82,11 +83,11 @@ class Verifier:
             wanted = float64_gradients(dy[part], self.tensors.x[part], weight, EPS, dsum)
             for got, dtype in ((self.tensors.y, problem.x_dtype), (self.tensors.daddend, problem.y_dtype)):
                 if got is not None:
-                    worst = max(worst, _excess(got[part], wanted.dx, dx_tolerance(wanted, dtype)))
+                    worst = max(worst, _excess(got[part], wanted.dx, dx_tolerance(wanted, dtype, problem.y_dtype, roundings)))
             dw += wanted.dw_terms.sum(0)
             squares += wanted.dw_terms.square().sum(0)
         if self.tensors.dw is not None:
-            worst = max(worst, _excess(self.tensors.dw, dw, dw_tolerance(dw, squares, self.case.problem.w_dtype)))
+            worst = max(worst, _excess(self.tensors.dw, dw, dw_tolerance(dw, squares, problem.w_dtype, problem.y_dtype, roundings)))
         return worst
 
     def _parts(self) -> Iterator[slice]:
@@ -132,21 +133,27 @@ def sum_tolerance(total: torch.Tensor, dtype: str) -> torch.Tensor:
     return total.abs() * (UNIT_ROUNDOFF[dtype] + 2 * 2.0**-24) + SMALLEST_SUBNORMAL[dtype]
 
 
-def dx_tolerance(wanted: Gradients, dtype: str) -> torch.Tensor:
-    """Largest error of a right dx: one rounding to its dtype, and FP32_STEPS roundings of terms that may cancel."""
-    return wanted.dx.abs() * UNIT_ROUNDOFF[dtype] + wanted.dx_magnitude * FP32_STEPS * 2.0**-24 + SMALLEST_SUBNORMAL[dtype]
+def dx_tolerance(wanted: Gradients, dtype: str, y_dtype: str = "float32", roundings: int = 1) -> torch.Tensor:
+    """Largest error of a right dx: one rounding to its dtype, and FP32_STEPS roundings of terms that may cancel.
+
+    The project's kernels round once. Each rounding more is one of g and of x̂ to y's dtype, of which a term has three factors at most.
+    """
+    steps = FP32_STEPS * 2.0**-24 + (roundings - 1) * 3 * UNIT_ROUNDOFF[y_dtype]
+    return wanted.dx.abs() * UNIT_ROUNDOFF[dtype] + wanted.dx_magnitude * steps + SMALLEST_SUBNORMAL[dtype]
 
 
-def dw_tolerance(dw: torch.Tensor, squares: torch.Tensor, dtype: str) -> torch.Tensor:
+def dw_tolerance(dw: torch.Tensor, squares: torch.Tensor, dtype: str, y_dtype: str = "float32", roundings: int = 1) -> torch.Tensor:
     """Largest error of a right dw, the sum over rows of terms t whose squares sum up to `squares`.
 
     One rounding to dw's dtype. Each term is off by at most FP32_STEPS · 2^-24 · |t|, and one row's error knows nothing of another's:
     together they are off by FP32_STEPS · 2^-24 · √Σt², which grows with √rows. Adding up rounds a running sum of the size of √Σt² or of dw
     at most 1024 times in one accumulator (`kernels.variants.backward_common.MAX_TURNS`), by half an ulp at most and of either sign:
     √1024 = 32 more such steps, inside FP32_STEPS. What all terms are off by alike (the reciprocal root) is relative to dw itself.
+    Each rounding more is one of x̂ to y's dtype: errors of up to a unit roundoff, spread evenly, whose sum has a standard deviation of
+    that times √(Σt² / 3); four of them are allowed.
     """
-    steps = FP32_STEPS * 2.0**-24
-    return dw.abs() * (UNIT_ROUNDOFF[dtype] + steps) + squares.sqrt() * steps + SMALLEST_SUBNORMAL[dtype]
+    steps = FP32_STEPS * 2.0**-24 + (roundings - 1) * 4 / math.sqrt(3) * UNIT_ROUNDOFF[y_dtype]
+    return dw.abs() * (UNIT_ROUNDOFF[dtype] + FP32_STEPS * 2.0**-24) + squares.sqrt() * steps + SMALLEST_SUBNORMAL[dtype]
 
 
 def float64_rmsnorm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int) -> torch.Tensor:
