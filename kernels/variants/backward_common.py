@@ -38,13 +38,15 @@ REGISTERS_PER_SM = 65536
 """Of NVIDIA GPUs since sm_70."""
 
 
-def registers_fit(elements: int, num_warps: int, warp_size: int, programs_per_sm: int) -> bool:
+def registers_fit(elements: int, problem: Problem, num_warps: int, warp_size: int, programs_per_sm: int) -> bool:
     """Whether programs that hold so many elements each have the registers to run on an SM at once.
 
     A thread has at most 255. It needs some 12, and 6 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
-    with Triton 3.9 for sm_90 in `backward_whole_row`: 59 at 8 elements, 106 at 16, 197 at 32, in bf16 and fp32 alike.
+    with Triton 3.9 for sm_90 in `backward_whole_row`: 59 at 8 elements, 106 at 16, 197 at 32, in bf16 and fp32 alike. With a sum's
+    gradient in fp32 and dy in 16 bits it is 8, for the two are brought from one layout to another.
     """
-    per_thread = 12 + 6 * (elements // (num_warps * warp_size))
+    an_element = 8 if problem.adds and itemsize(problem.x_dtype) != itemsize(problem.y_dtype) else 6
+    per_thread = 12 + an_element * (elements // (num_warps * warp_size))
     return per_thread <= min(255, REGISTERS_PER_SM // (num_warps * warp_size * programs_per_sm))
 
 

@@ -43,7 +43,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     tile = rows_per_program * row_block(problem.cols)
     if not elements_per_thread_fit(tile, itemsize(problem.x_dtype), num_warps, device.warp_size):
         return False
-    if not registers_fit(tile, num_warps, device.warp_size, params["programs_per_sm"]):
+    if not registers_fit(tile, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
     tile_bytes = tile * element_bytes_read(problem)
     return (params["stages"] - 1) * tile_bytes * params["programs_per_sm"] <= device.shared_bytes

@@ -40,7 +40,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     block = row_block(problem.cols)
     if not elements_per_thread_fit(block, itemsize(problem.x_dtype), num_warps, device.warp_size):
         return False
-    if not registers_fit(block, num_warps, device.warp_size, params["programs_per_sm"]):
+    if not registers_fit(block, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
     row_bytes = block * element_bytes_read(problem)
     return (params["stages"] - 1) * row_bytes * params["programs_per_sm"] <= device.shared_bytes
