@@ -107,7 +107,7 @@ def _plan(
 
 
 def _kind(t: torch.Tensor) -> tuple[Any, ...]:
-    return t.shape, t.stride(), t.dtype, t.get_device(), t.__class__, t.requires_grad, t.is_neg()
+    return t.shape, t.stride(), t.dtype, t.device, t.__class__, t.requires_grad, t.is_neg()
 
 
 def _overlaps(
