@@ -43,9 +43,9 @@ def registers_fit(elements: int, problem: Problem, num_warps: int, warp_size: in
 
     A thread has at most 255. It needs some 12, and 6 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
     with Triton 3.9 for sm_90 in `backward_whole_row`: 59 at 8 elements, 106 at 16, 197 at 32, in bf16 and fp32 alike. With a sum's
-    gradient in fp32 and dy in 16 bits it is 8, for the two are brought from one layout to another.
+    gradient, and that or dy in fp32, it is 8: at 32 elements it spills, beside the other in 16 bits also 16 elements in 16 warps.
     """
-    an_element = 8 if problem.adds and itemsize(problem.x_dtype) != itemsize(problem.y_dtype) else 6
+    an_element = 8 if problem.adds and max(itemsize(problem.x_dtype), itemsize(problem.y_dtype)) > 2 else 6
     per_thread = 12 + an_element * (elements // (num_warps * warp_size))
     return per_thread <= min(255, REGISTERS_PER_SM // (num_warps * warp_size * programs_per_sm))
 
