@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from kernels.api import rmsnorm, stats
     from kernels.module import RMSNorm
     from kernels.overrides import override
+    from kernels.replace import replace_rmsnorm
     from kernels.residual import add_rmsnorm
     from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "RMSNorm", "add_rmsnorm", "override", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "RMSNorm", "add_rmsnorm", "override", "replace_rmsnorm", "rmsnorm", "stats"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "RMSNorm": "module",
     "add_rmsnorm": "residual",
     "override": "overrides",
+    "replace_rmsnorm": "replace",
     "rmsnorm": "api",
     "stats": "api",
 }

@@ -11,6 +11,7 @@ import torch
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.launch import Binary, binary_of, kernel_arguments
+from kernels.numerics import PLAIN, Numerics
 from kernels.pointer_launch import pointer_launcher
 from kernels.variants import COLUMN_SUM, VARIANTS, column_sum
 from tuning_db.model import NO_WEIGHT, Config
@@ -31,6 +32,7 @@ def build_backward_launcher(
     wants_dw: bool = True,
     adds: bool = False,
     sm_count: int | None = None,
+    numerics: Numerics = PLAIN,
 ) -> BackwardLauncher:
     """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and dy, whose strides are the geometry's y strides.
 
@@ -41,14 +43,14 @@ def build_backward_launcher(
     wants_dw = wants_dw and dtypes[1] != NO_WEIGHT
     if sm_count is None:
         sm_count = INTERPRETER.sm_count if interpreting() else describe(device_index).sm_count
-    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
+    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None, numerics=numerics)
     sized = {**arguments, "sm_count": sm_count}
     words = variant.workspace_words(sized) if hasattr(variant, "workspace_words") else 0
     unwanted = {name for name, wanted in (("dx_ptr", wants_dx), ("partials_ptr", wants_dw)) if not wanted}
     binary = binary_of(config, dtypes, arguments, aligned=True, adds=adds)
     binary = replace(binary, pointers=tuple((name, NO_WEIGHT if name in unwanted else dtype) for name, dtype in binary.pointers))
     grid = variant.grid(sized)
-    gradients = pointer_launcher(binary, grid, arguments, device_index, words=words, use=("backward", grid[0]))
+    gradients = pointer_launcher(binary, grid, arguments, device_index, words=words, use=("backward", *grid))
     partial_rows = variant.partial_rows(sized) if wants_dw else 0
     summing = column_sum.arguments_for(partial_rows, geometry.cols)
     column_sums = None

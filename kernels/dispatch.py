@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
 from kernels.launch import Allocate, build_launcher
+from kernels.numerics import PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.provenance import is_current, is_fresh
 from kernels.settings import read_settings, user_database
@@ -50,9 +51,29 @@ class Choice:
         return (Tier.TORCH if self.launch is None and self.pick.config.variant != TORCH_VARIANT else self.pick.tier).name.lower()
 
 
-@functools.cache
+_indexes: dict[str, RecordIndex] = {}
+_reading = threading.RLock()
+os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)
+
+
 def record_index(arch: str) -> RecordIndex:
-    """All records of an architecture, read once a process. A database that can't be read is a miss and one log line."""
+    """All records of an architecture, read once a process. A database that can't be read is a miss and one log line.
+
+    Of several threads one reads and tells, and the others wait. A fork waits too: its child could never take the locks that SQLite and
+    this function held in another thread.
+    """
+    with _reading:
+        if arch not in _indexes:
+            _indexes[arch] = _read_index(arch)
+        return _indexes[arch]
+
+
+def forget_records() -> None:
+    """Read the databases again when they are next asked for."""
+    _indexes.clear()
+
+
+def _read_index(arch: str) -> RecordIndex:
     layers = []
     for path in read_settings().databases:
         if not os.path.exists(path):  # False, not an error, where a folder may not be searched
@@ -115,11 +136,12 @@ def choose_and_prepare(
     in_place: bool,
     batch_invariant: bool,
     allocate: Allocate | None = None,
+    numerics: Numerics = PLAIN,
 ) -> Choice:
-    """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes and device."""
+    """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes, device and mode."""
     problem = geometry.problem(*dtypes)
     pick = _pick_forward(problem, device_index, in_place=in_place, batch_invariant=batch_invariant)
-    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate))
+    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate, numerics))
 
 
 def choose_and_prepare_add(
@@ -147,6 +169,7 @@ def choose_and_prepare_backward(
     wants_dx: bool,
     wants_dw: bool,
     adds: bool = False,
+    numerics: Numerics = PLAIN,
 ) -> Choice:
     """As `choose_and_prepare`, for a backward, with `adds` that of add_rmsnorm. dtypes are those of x (or the sum), w and dy.
 
@@ -156,7 +179,9 @@ def choose_and_prepare_backward(
     pick = pick_config(problem, device_of(device_index), config=config)
 
     def build(config: Config) -> BackwardLauncher:
-        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, adds=adds)
+        return build_backward_launcher(
+            config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, adds=adds, numerics=numerics
+        )
 
     return prepared(pick, problem, build)
 

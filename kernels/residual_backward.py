@@ -73,5 +73,5 @@ def add_backward_torch(
     dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> AddGradients:
     """PyTorch's operations, differentiable once more."""
-    dx, dw = rmsnorm_backward_torch(dy, total, weight, eps, -1, dsum)
+    dx, dw = rmsnorm_backward_torch(dy, total, weight, eps, -1, dsum=dsum)
     return dx, dx.to(dy.dtype), dw

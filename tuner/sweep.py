@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import torch
 import triton
@@ -243,7 +244,8 @@ def _raced(bench: Bench, configs: list[Config]) -> tuple[Samples[Config], list[f
 
 
 def _commit(store: Store, problem: Problem, trials: list[Trial]) -> Finished:
-    records = store.add_trials(trials)
+    newest = max((known.created_at for trial in trials[:1] for known in store.trials(trial.device_uid, problem)), default="")
+    records = store.add_trials([replace(trial, created_at=later(trial.created_at, newest)) for trial in trials])
     failed = sum(trial.status is not Status.OK for trial in trials)
     return Finished(problem, records[0] if records else None, len(trials), failed)
 
@@ -270,6 +272,16 @@ def _recorded(store: Store, device: Device, argv: Sequence[str]) -> Iterator[str
         store.finish_sweep(sweep.uid, now(), "interrupted")
         raise
     store.finish_sweep(sweep.uid, now(), "finished")
+
+
+def later(moment: str, known: str) -> str:
+    """`moment`, or a microsecond after `known` where the clock was set back since: the newest race decides, and this is it."""
+    if moment > known:
+        return moment
+    try:
+        return (datetime.fromisoformat(known) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    except ValueError:  # no sweep wrote that
+        return moment
 
 
 def now() -> str:

@@ -16,6 +16,7 @@ from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
+    both_sums,
     element_bytes_read,
     input_gradient,
     problem_of_call,
@@ -79,6 +80,7 @@ def backward_multi_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
     ROWS_PER_PROGRAM: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
@@ -94,6 +96,7 @@ def backward_multi_row_kernel(
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
     dx_stride = (cols // ALIGN * ALIGN).to(tl.int64)
+    inverse_cols = 1.0 / cols
     w = col
     if HAS_WEIGHT:
         w = tl.load(w_ptr + col, mask=col_mask, other=0.0)
@@ -110,15 +113,16 @@ def backward_multi_row_kernel(
         if dsum_ptr is not None:
             dsum = tl.load(dsum_ptr + row * dx_stride + col, mask=mask, other=0.0)
         x_f32 = x.to(tl.float32)
-        rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) / cols + eps)
-        projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32, axis=1, keep_dims=True) * rstd / cols
+        squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 1, True, PTX)
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
+        projection = products * rstd * inverse_cols
         x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
         dy = keep_packed(dy, PTX)
         if partials_ptr is not None:
             # Rows past the end are zeros, which eps = 0 would make NaN.
             dw = tl.fma(dy.to(tl.float32), tl.where(row < rows, x_hat, 0.0), dw)
         if dx_ptr is not None:
-            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dsum)
+            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dsum)
             dx = gradient.to(dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
             if daddend_ptr is not None:
