@@ -46,6 +46,8 @@ MAX_ROWS = 2**22
 """Slots of the workspace are counted in 32 bits. A slot takes 16 bytes a chunk, some 1 % of what the row takes at most."""
 WORKING_REGISTERS = 72
 """Beside what a thread holds from row to row. Seen with Triton 3.6 and 3.9 for sm_90: more than the rest of 128 or 170 spills."""
+RELAYOUT_REGISTERS = 16
+"""More than that where a sum's gradient is wider than dy or narrower, and one is brought to the layout of the other."""
 
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
@@ -62,7 +64,8 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         return False
     w_bytes = 0 if problem.w_dtype == NO_WEIGHT else itemsize(problem.w_dtype)
     held_bytes = block_cols // (num_warps * device.warp_size) * (2 * column_bytes + dsum_bytes + w_bytes + DW_BYTES)
-    if held_bytes > 4 * (params["maxnreg"] - WORKING_REGISTERS):
+    relayouts = problem.adds and itemsize(problem.x_dtype) != itemsize(problem.y_dtype)
+    if held_bytes > 4 * (params["maxnreg"] - WORKING_REGISTERS - (RELAYOUT_REGISTERS if relayouts else 0)):
         return False
     return elements_per_thread_fit(block_cols, itemsize(problem.x_dtype), num_warps, device.warp_size)
 
@@ -134,7 +137,7 @@ def look(slots_ptr, words, mark, SLOTS: tl.constexpr, PTX: tl.constexpr):
             num_warps=num_warps,
             maxnreg=min(255, REGISTERS_PER_SM // (programs_per_sm * num_warps * 32)),  # so that as many run at once, and keep in step
         )
-        for block_cols, num_warps, programs_per_sm in ((1024, 4, 4), (2048, 4, 3), (2048, 4, 4), (2048, 8, 2), (4096, 8, 2))
+        for block_cols, num_warps, programs_per_sm in ((1024, 4, 3), (1024, 4, 4), (2048, 4, 3), (2048, 4, 4), (2048, 8, 2), (4096, 8, 2))
         for stages in (2, 3)
     ],
     key=["cols", "rows"],
