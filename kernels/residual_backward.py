@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-from kernels.backward import readable, rows_geometry
+from kernels.allocation import packed
+from kernels.backward import MAX_PLANS, readable, rows_geometry
 from kernels.plans import dtype_name
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
@@ -17,6 +18,32 @@ AddBackwardCall: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, torc
 """call(dsum, dy, total, weight, eps) -> (gradient of both addends in total's dtype, the same in dy's dtype, dw) for one kind of arguments.
 
 total is the sum, dsum the gradient that arrives there, or None. None where a gradient is not wanted. dsum and dy are never written to."""
+
+
+class AddBackwardPlans:
+    """The backwards prepared so far for one kind of forward; `config` overrides the ladder."""
+
+    __slots__ = ("_config", "_plans")
+
+    def __init__(self, config: Config | None) -> None:
+        self._config = config
+        self._plans: dict[Any, AddBackwardCall] = {}
+
+    def call(
+        self, dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, wants: tuple[bool, bool]
+    ) -> AddBackwardCall:
+        """What computes the gradients of addends and weight that are wanted. Saved-tensor hooks may have given both other strides."""
+        key = (
+            dy.stride(), dy.dtype, dy.is_neg(), dsum is None, total.stride(), total.dtype, total.is_neg(), wants,
+            None if weight is None else (weight.stride(), weight.dtype, weight.is_neg()),
+        )  # fmt: skip
+        call = self._plans.get(key)
+        if call is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            call = prepare_add_backward(dy, total, weight, self._config, has_dsum=dsum is not None, wants_dx=wants[0], wants_dw=wants[1])
+            self._plans[key] = call
+        return call
 
 
 def prepare_add_backward(
@@ -51,15 +78,18 @@ def prepare_add_backward(
     if launch is None:
         return add_backward_torch
     wants_dw = wants_dw and weight is not None
-    stores_both = adds and dy.dtype != total.dtype
+    copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
+    new_dx = packed(total.shape, total.dtype, total.device) if wants_dx else None
+    new_daddend = packed(total.shape, dy.dtype, total.device) if adds and dy.dtype != total.dtype else None
+    new_dw = packed(weight.shape, weight.dtype, total.device) if weight is not None and wants_dw else None
 
     def call(dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, eps: float) -> AddGradients:
         total, dy = total_ready(total), dy_ready(dy)
-        if weight is not None:
+        if weight is not None and copies_weight:
             weight = weight.resolve_neg().contiguous()
-        dx = torch.empty(total.shape, dtype=total.dtype, device=total.device) if wants_dx else None
-        daddend = torch.empty(total.shape, dtype=dy.dtype, device=total.device) if stores_both else None
-        dw = torch.empty_like(weight) if weight is not None and wants_dw else None
+        dx = None if new_dx is None else new_dx()
+        daddend = None if new_daddend is None else new_daddend()
+        dw = None if new_dw is None else new_dw()
         dsum = dsum.to(total.dtype).resolve_neg().contiguous() if dsum is not None and adds else None
         launch(dx, dw, dy, total, weight, eps, dsum, daddend)
         if dx is not None and daddend is None:

@@ -7,12 +7,11 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from kernels.device import interpreting
+from kernels.allocation import on_current_gpu
 from kernels.geometry import geometry_of
 from kernels.overrides import active_override
-from kernels.plans import allocator, dtype_name, has_triton, why_not_triton
+from kernels.plans import dtype_name, kernels_serve, needs_grad, of_a_subclass, requested_backend, why_no_kernel
 from kernels.reference import add_rmsnorm_torch
-from kernels.settings import read_settings
 from kernels.validation import InvalidInput, check_add_arguments, check_add_memory, overlap_offset
 from tuning_db.model import ADD_FORWARD, LAYOUTS_OF, NO_WEIGHT
 
@@ -49,32 +48,24 @@ def prepare(
 ) -> AddPlan:
     """Check the arguments and decide what serves this kind of call."""
     check_add_arguments(x, residual, weight, out, residual_out, backend)
-    if backend == "auto":
-        backend = read_settings().backend
-    inputs, results = [x, residual, *([] if weight is None else [weight])], [t for t in (out, residual_out) if t is not None]
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    if results and (needs_grad or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in results))):
-        given = " and ".join(name for name, tensor in (("out", out), ("residual_out", residual_out)) if tensor is not None)
-        raise InvalidInput(f"{given} given, but an input or result requires grad; drop {given} or call under torch.no_grad()")
-    if results:
+    backend = requested_backend(backend)
+    given = " and ".join(name for name, tensor in (("out", out), ("residual_out", residual_out)) if tensor is not None)
+    if given:
+        if needs_grad(x, residual, weight, out, residual_out):
+            raise InvalidInput(f"{given} given, but an input or result requires grad; drop {given} or call under torch.no_grad()")
         check_add_memory(x, residual, out, residual_out)
     if backend == "torch":
         return _torch_plan("torch_requested")
     if x.numel() == 0:
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
-    if x.device.type != "cuda" and not interpreting() and has_triton():
-        raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
-    reason = why_not_triton(x=x, residual=residual, weight=weight)
-    if reason:
-        if backend == "triton":
-            raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
+    if not kernels_serve(x, weight, backend, of_a_subclass(x=x, residual=residual, weight=weight) or why_no_kernel(residual)):
         return _torch_plan("torch_requested")
     plan = _triton_plan(x, residual, weight, out, residual_out, batch_invariant)
-    if not needs_grad or plan.served_by == "torch":  # PyTorch's operations are differentiable already
+    if not needs_grad(x, residual, weight) or plan.served_by == "torch":  # PyTorch's operations are differentiable already
         return plan
-    from kernels.residual_autograd import DifferentiableAdd
+    from kernels.residual_autograd import differentiable
 
-    return AddPlan(DifferentiableAdd(plan.call, active_override()), plan.served_by)
+    return AddPlan(differentiable(plan.call, active_override()), plan.served_by)
 
 
 def _torch_plan(served_by: str) -> AddPlan:
@@ -141,10 +132,10 @@ def _triton_plan(
 
 def _maker(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """What makes a result like a tensor of this kind: as `torch.empty_like`, by the quicker way where there is one."""
-    allocate, device_index = allocator(tensor, tensor.stride()), tensor.get_device()
+    allocate = on_current_gpu(tensor.shape, tensor.stride(), tensor.dtype) if tensor.device.type == "cuda" else None
     if allocate is None:
         return torch.empty_like
-    device_now = torch._C._cuda_getDevice
+    device_now, device_index = torch._C._cuda_getDevice, tensor.get_device()
     return lambda tensor: allocate() if device_now() == device_index else torch.empty_like(tensor)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradient_oracle import assert_gradients
-from kernels import InvalidInput, add_rmsnorm, dispatch, override, residual, residual_plans, rmsnorm, stats
+from kernels import InvalidInput, add_rmsnorm, dispatch, override, plans, residual, residual_plans, rmsnorm, stats
 from kernels.api import forget_plans
 from oracle import DEVICE, DTYPES, INTERPRETED, Fenced, assert_rmsnorm, assert_sum, fenced_copy, packed_strides, random_weight, random_x
 from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, Config, Problem
@@ -233,7 +233,7 @@ def test_invalid_input(name):
 
 
 def test_a_cpu_tensor_needs_the_way_out(monkeypatch):
-    monkeypatch.setattr(residual_plans, "interpreting", lambda: False)
+    monkeypatch.setattr(plans, "interpreting", lambda: False)
     x, stream = torch.randn(X), torch.randn(X)
     with pytest.raises(InvalidInput, match=r'(?s)cpu.*x\.cuda\(\).*backend="torch"'):
         add_rmsnorm(x, stream)
