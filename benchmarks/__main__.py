@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from benchmarks.suites import load_suite, names
 from tuner.cli import MISSING
 from tuner.failure import Failure
 from tuner.workloads import WorkloadError
-from tuning_db.model import Device
+from tuning_db.model import FORWARD, Device
 
 if TYPE_CHECKING:
     from benchmarks.providers import Provider
@@ -75,12 +75,13 @@ def run(suite: str, asked: tuple[str, ...], json_path: Path | None, markdown_pat
     providers, absent = chosen(asked or PROVIDER_NAMES, required=bool(asked))
     console = display.console()
     provenance = results.provenance_here(device, POLICY)
-    describe(providers, absent, str(provenance))
+    ops = list(dict.fromkeys(problem.op for problem in problems))
+    calls = {name: provider.calls_of(ops) for name, provider in providers.items()}
+    describe(calls, absent, str(provenance))
     cases: list[CaseResult] = []
     for case in compare(problems, providers):
         cases.append(case)
         click.echo(f"[{len(cases)}/{len(problems)}] {display.problem_label(case.problem)}", err=True)
-    calls = {name: f"{provider.calls}, {provider.distribution} {provider.version()}" for name, provider in providers.items()}
     result = results.RunResult(provenance, suite, calls, absent, tuple(cases))
     tables.print_run(console, result)
     for sentence in (tables.versus_best(cases), *tables.notes(cases)):
@@ -137,6 +138,8 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
 def compare_ref(ref: str, suite: str, json_path: Path | None, markdown_path: Path | None) -> None:
     """Hold the present code against another commit (or a folder with its checkout), both in one process and the same rounds."""
     problems = load_suite(suite)
+    if any(problem.op != FORWARD for problem in problems):
+        raise click.UsageError(f"suite {suite} has other ops than {FORWARD}, and compare-ref knows that alone; name another suite")
     device = gpu()
     from benchmarks.compare_ref import checked_out, compare_to_ref, pair_apart
 
@@ -160,7 +163,7 @@ def host(asked: tuple[str, ...], rows: int, cols: int, json_path: Path | None) -
     callable_names = [name for name in PROVIDER_NAMES if name != "heuristic"]  # an override is no way to call it
     providers, absent = chosen(asked or callable_names, required=bool(asked))
     provenance = results.provenance_here(device, "host")
-    describe(providers, absent, str(provenance))
+    describe({name: provider.calls_of([FORWARD]) for name, provider in providers.items()}, absent, str(provenance))
     times, missing = host_times(providers, rows, cols)
     tables.print_host(display.console(), times, "eager")
     for name, reason in missing.items():
@@ -249,10 +252,10 @@ def chosen(asked: Sequence[str], *, required: bool) -> tuple[dict[str, Provider]
     return {name: PROVIDERS[name] for name in asked if name not in absent}, absent
 
 
-def describe(providers: dict[str, Provider], absent: dict[str, str], provenance: str) -> None:
+def describe(calls: Mapping[str, str], absent: Mapping[str, str], provenance: str) -> None:
     """What is called, in which version, and who is not here."""
-    for name, provider in providers.items():
-        click.echo(f"{name:<12}{provider.calls}, {provider.distribution} {provider.version()}")
+    for name, what in calls.items():
+        click.echo(f"{name:<12}{what}")
     for name, reason in absent.items():
         click.echo(f"{name:<12}absent: {reason}")
     click.echo(provenance)

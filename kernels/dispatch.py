@@ -11,6 +11,7 @@ from typing import Any
 
 import triton
 
+from kernels.add_launch import build_add_launcher
 from kernels.allocation import Allocate
 from kernels.backward_launch import BackwardLauncher, build_backward_launcher
 from kernels.device import INTERPRETER, describe, interpreting
@@ -26,10 +27,16 @@ from kernels.variants import VARIANTS, is_legal
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import ANY_ROWS, BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, ANY_ROWS, BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
+
+BATCH_INVARIANT_ROWS = 4096
+"""With batch_invariant=True every call of add_rmsnorm is looked up as if it had this many rows, so that cols alone decide the config."""
+
+MANY_ROWS = 2**30
+"""A config that is legal at so many rows can serve any number."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,20 @@ def pick_config(
     device: Device,
     *,
     in_place: bool = False,
+    any_rows: bool = False,
     config: Config | None = None,
     index: RecordIndex | None = None,
 ) -> Pick:
-    """Ask the ladder. `config` overrides it where legal. `in_place` leaves out variants that read x after y was written."""
+    """Ask the ladder. `config` overrides it where legal.
+
+    `in_place` leaves out variants that read x after y was written, `any_rows` configs that can't serve every number of rows in one launch.
+    """
 
     def allowed(candidate: Config) -> bool:
         if candidate.variant == TORCH_VARIANT:
             return problem.rows != ANY_ROWS and not interpreting()
+        if any_rows and not is_legal(candidate, replace(problem, rows=MANY_ROWS), device):
+            return False
         return is_legal(candidate, problem, device) and (VARIANTS[candidate.variant].IN_PLACE or not in_place)
 
     return choose(
@@ -140,6 +153,17 @@ def choose_and_prepare(
     return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate, numerics))
 
 
+def choose_and_prepare_add(
+    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, *, in_place: bool, batch_invariant: bool
+) -> Choice:
+    """As `choose_and_prepare`, for add_rmsnorm. dtypes are those of residual, w and y."""
+    problem = geometry.problem(*dtypes, op=ADD_FORWARD)
+    if batch_invariant:
+        problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
+    pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
+    return prepared(pick, problem, lambda config: build_add_launcher(config, geometry, dtypes, device_index))
+
+
 def choose_and_prepare_backward(
     geometry: Geometry,
     dtypes: tuple[str, str, str],
@@ -148,14 +172,20 @@ def choose_and_prepare_backward(
     *,
     wants_dx: bool,
     wants_dw: bool,
+    adds: bool = False,
     numerics: Numerics = PLAIN,
 ) -> Choice:
-    """As `choose_and_prepare`, for a backward. dtypes are those of x, w and dy; `config` overrides the ladder where it is legal."""
-    problem = geometry.problem(*dtypes, op=BACKWARD)
+    """As `choose_and_prepare`, for a backward, with `adds` that of add_rmsnorm. dtypes are those of x (or the sum), w and dy.
+
+    `config` overrides the ladder where it is legal.
+    """
+    problem = geometry.problem(*dtypes, op=ADD_BACKWARD if adds else BACKWARD)
     pick = pick_config(problem, device_of(device_index), config=config)
 
     def build(config: Config) -> BackwardLauncher:
-        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, numerics=numerics)
+        return build_backward_launcher(
+            config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, adds=adds, numerics=numerics
+        )
 
     return prepared(pick, problem, build)
 

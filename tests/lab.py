@@ -10,9 +10,10 @@ import torch
 
 from tuner import recheck
 from tuner import sweep as pipeline
+from tuner.cases import LAUNCHER_OF
 from tuner.compiling import Compiled
 from tuner.measure import Bench
-from tuning_db.model import Config, Device, Resources, Status
+from tuning_db.model import OPS, Config, Device, Resources, Status
 
 SLOW_US, TORCH_US, COPY_US = 20.0, 80.0, 9.0
 
@@ -25,7 +26,7 @@ class Lab:
         self.faults: dict[Config, str] = {}
         self.compiled: dict[str, Compiled] = {}
         self.built: set[Config] = set()
-        self.built_backward: set[Config] = set()
+        self.built_ops: set[str] = set()
         self.timed: set[Config] = set()
         self.crash: Config | None = None
         self.on_round: Callable[[], None] = lambda: None
@@ -85,19 +86,19 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Lab:
             lab.on_round()
             return {**{name: lab.time_us(name) for name in order}, "reference": COPY_US}
 
-    def build(config: Config, *_: object) -> SimpleNamespace:
-        lab.built.add(config)
-        return SimpleNamespace(config=config)
+    def build_for(op: str) -> Any:
+        def build(config: Config, *_: object) -> SimpleNamespace:
+            lab.built.add(config)
+            lab.built_ops.add(op)
+            return SimpleNamespace(config=config)
 
-    def build_backward(config: Config, *_: object) -> SimpleNamespace:
-        lab.built_backward.add(config)
-        return SimpleNamespace(config=config)
+        return build
 
     monkeypatch.setattr(pipeline, "CompilePool", FakePool)
     monkeypatch.setattr(recheck, "CompilePool", FakePool)
     monkeypatch.setattr(pipeline, "Verifier", FakeVerifier)
     monkeypatch.setattr(pipeline, "Bench", FakeBench)
-    monkeypatch.setattr(pipeline, "build_launcher", build)
-    monkeypatch.setattr(pipeline, "build_backward_launcher", build_backward)
+    for op in OPS:
+        monkeypatch.setitem(LAUNCHER_OF, op, build_for(op))
     monkeypatch.setattr(pipeline.torch.cuda, "device", lambda index: contextlib.nullcontext())
     return lab

@@ -19,7 +19,7 @@ from tuner.failure import Failure
 from tuner.sweep import sweep_gpu
 from tuner.unfinished import unfinished
 from tuning_db.errors import DatabaseError
-from tuning_db.model import ANY_ROWS, BACKWARD, Config, Device, Problem, Record, Role, Source, Status
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, ANY_ROWS, BACKWARD, Config, Device, Problem, Record, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
@@ -56,13 +56,14 @@ def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> Non
     assert next(trial for trial in trials if trial.uid == record.trial_uid).final
 
 
-def test_a_backward_is_built_as_one_and_held_against_three_streams(lab: Lab, store: Store) -> None:
-    problem = replace(PROBLEMS[1], op=BACKWARD)
+@pytest.mark.parametrize(("op", "streams"), [(BACKWARD, 3), (ADD_FORWARD, 4), (ADD_BACKWARD, 4)])
+def test_an_op_is_built_as_one_and_held_against_its_streams(lab: Lab, store: Store, op: str, streams: int) -> None:
+    problem = replace(PROBLEMS[1], op=op)
     (record,) = run(store, [problem])
-    assert lab.built_backward == set(candidates(problem, DEVICE))
-    assert not lab.built
+    assert lab.built == set(candidates(problem, DEVICE))
+    assert lab.built_ops == {op}
     assert record.problem == problem
-    assert record.copy_fraction == pytest.approx(1.5 * COPY_US / record.median_us)
+    assert record.copy_fraction == pytest.approx(streams / 2 * COPY_US / record.median_us)
 
 
 def test_the_heuristic_is_in_the_final_however_slow(lab: Lab, store: Store) -> None:

@@ -20,7 +20,7 @@ from kernels.geometry import geometry_of_problem
 from kernels.launch import kernel_arguments
 from kernels.variants import VARIANTS
 from tuner.architectures import Architecture
-from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
 
 POLICY = "model-2"
 
@@ -69,7 +69,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     held = math.prod(int(arguments.get(name, 1)) for name in blocks)  # masked lanes take their time as well
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
     turns = -(-elements // (programs * held)) * (2 if reads_twice else 1)
-    streams = 2 if problem.op == BACKWARD else 1  # x, and dy
+    streams = {FORWARD: 1, BACKWARD: 2, ADD_FORWARD: 2, ADD_BACKWARD: 3}[problem.op]  # of what is read: x, dy, an addend, a sum's gradient
     latency_us = LATENCY_US / int(arguments.get("STAGES", 1))  # of a pipelined loop
     program_us = turns * (latency_us + streams * held / threads * THREAD_ELEMENT_US) + math.log2(num_warps) * WARPS_SUM_US
     program_us += _exchange_us(config, geometry.cols)
@@ -82,7 +82,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
         moved *= min(1 + (NARROW_BYTES / (size * int(arguments["BLOCK_INNER"]))) ** 2, SECTOR_BYTES / size)
     waves_us = math.ceil(programs / running) * program_us
     starts_us = programs / device.sm_count * PROGRAM_US
-    column_sum_us = LAUNCH_US + LATENCY_US if problem.op == BACKWARD and problem.w_dtype != NO_WEIGHT else 0.0
+    column_sum_us = LAUNCH_US + LATENCY_US if problem.is_backward and problem.w_dtype != NO_WEIGHT else 0.0
     return LAUNCH_US + math.hypot(waves_us, program_us + _memory_us(moved, architecture), starts_us) + column_sum_us
 
 

@@ -8,10 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 import triton
 
-from kernels.backward_launch import build_backward_launcher
 from kernels.dispatch import pick_config
 from kernels.heuristic import heuristic_config
-from kernels.launch import build_launcher
 from kernels.provenance import is_todays
 from kernels.variants import candidates
 from tuner.architectures import target_of
@@ -98,8 +96,7 @@ class Tuning:
                 self.book.add(config, compiled.status, error=compiled.error, resources=compiled.resources)
                 continue
             try:
-                build = build_backward_launcher if self.case.is_backward else build_launcher
-                self.launchers[config] = build(config, self.case.geometry, self.case.dtypes, self.case.device.index)
+                self.launchers[config] = self.case.launcher(config)
             except triton.runtime.errors.OutOfResources as error:
                 self.book.add(config, Status.OUT_OF_RESOURCES, error=str(error), resources=compiled.resources)
             self.resources[config] = compiled.resources
