@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
-from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, path_for, to_text
+from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, joined, path_for, to_text
 from benchmarks.exits import EPILOG, Exit, NoGpu, Stop
 from benchmarks.results import ResultError
 from benchmarks.suites import load_suite, names
@@ -95,20 +95,27 @@ def run(suite: str, asked: tuple[str, ...], json_path: Path | None, markdown_pat
 @click.option("--processes", type=click.IntRange(min=MIN_PROCESSES), default=MIN_PROCESSES, show_default=True, help="Fresh processes.")
 @click.option("--output", type=file, help="Write to this file. Default: the board's in benchmarks/baselines.")
 def record(suite: str, processes: int, output: Path | None) -> None:
-    """Record this board's baseline: fraction of copy of each problem, and its spread between processes."""
+    """Record this board's baseline: fraction of copy of each problem, and its spread between processes.
+
+    What the baseline has of other suites stays in it, if it was made with the same versions.
+    """
     problems = load_suite(suite)
     device = gpu()
     from benchmarks.check import record_baseline, run_apart
+    from tuner.measure import POLICY
 
-    baseline = record_baseline(suite, problems, processes, run_apart, progress)
     path = output or path_for(device)
+    former, _ = find(device, POLICY, path)
+    baseline = record_baseline(suite, problems, processes, run_apart, progress)
+    if former is not None:
+        baseline = joined(former, baseline)
     write(path, to_text(baseline))
     spread = max(case.fraction.high / case.fraction.low for case in baseline.cases)
     click.echo(f"{len(baseline.cases)} cases of {device.name} in {path}; the widest spread between processes is {(spread - 1) * 100:.1f} %")
 
 
 @main.command(epilog=EPILOG)
-@click.option("--suite", help=f"{names()} or a YAML file. Default: the baseline's.")
+@click.option("--suite", help=f"{names()} or a YAML file. Default: all of the baseline's.")
 @click.option("--baseline", "path", type=file, help="Hold against this file. Default: the board's in benchmarks/baselines.")
 @click.option("--require-baseline", is_flag=True, help=f"Exit with {int(Exit.NO_BASELINE)} where there is none.")
 @json_option
@@ -126,7 +133,8 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
     if baseline is None:
         click.echo(f"no baseline: {reason}; `python -m benchmarks record` makes one", err=True)
         raise click.exceptions.Exit(Exit.NO_BASELINE if require_baseline else Exit.OK)
-    judged = check_against(baseline, load_suite(suite or baseline.suite), run_apart, progress)
+    problems = [problem for name in ((suite,) if suite else baseline.suites) for problem in load_suite(name)]
+    judged = check_against(baseline, problems, run_apart, progress)
     tell(judged, f"{device.name} against its baseline of {baseline.provenance.made_at[:10]}", json_path, markdown_path, require_baseline)
 
 

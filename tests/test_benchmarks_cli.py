@@ -99,6 +99,10 @@ def test_suites_name_each_problem_once(name: str) -> None:
     assert len(set(problems)) == len(problems)
 
 
+def test_other_ops_are_all_but_the_forward() -> None:
+    assert {problem.op for problem in load_suite("other_ops")} == {BACKWARD, ADD_FORWARD, ADD_BACKWARD}
+
+
 @pytest.mark.parametrize(("name", "op"), [("backward", BACKWARD), ("add", ADD_FORWARD), ("add_backward", ADD_BACKWARD)])
 def test_suites_of_other_ops(name: str, op: str) -> None:
     problems = load_suite(name)
