@@ -15,7 +15,7 @@ from stand_ins import CONFIGS, DEVICE, PROBLEMS, FakePool
 from tuner import sweep as pipeline
 from tuner import tuning
 from tuner.compiling import Compiled
-from tuner.events import Event, Faulted, Finished
+from tuner.events import Event, Faulted, Finished, Started
 from tuner.failure import Failure
 from tuner.measure import Bench
 from tuner.station import LocalStation
