@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_sweep import CRASHING, WORK
 
+from killed_sweep import CRASHING, WORK
 from stand_ins import BEST, DEVICE, TROUBLE
 from tuning_db.model import Status
 from tuning_db.store import open_for_reading

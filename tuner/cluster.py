@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,6 +21,7 @@ from tuner.station import LocalStation
 from tuner.worker import Worker
 from tuning_db.model import Config, Device
 
+CONNECT_LIMIT_S = 10.0
 START_LIMIT_S = 180.0
 """Longest time for an actor to get its share of a node and to start; a node whose GPUs are busy with other work is left out."""
 
@@ -30,8 +32,11 @@ class Cluster:
     def __init__(self, address: str) -> None:
         """address: `auto`, `host:port` or what else `ray.init` takes. Raises Failure where nobody answers."""
         try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdigit():  # Ray would try for many minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_LIMIT_S).close()
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        except ConnectionError as error:
+        except OSError as error:  # Ray's is a ConnectionError
             raise Failure(f"no Ray cluster answers at {address}: `ray start --head` starts one") from error
         self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
@@ -59,7 +64,7 @@ class Cluster:
 
     def _ask(self) -> dict[str, Device]:
         asked = {
-            ray.remote(describe).options(**_on(node), num_gpus=1, num_cpus=0).remote(0): node
+            ray.remote(_ask_gpu).options(**_on(node), num_gpus=1, num_cpus=0).remote(): node
             for node, resources in self._nodes.items()
             if resources.get("GPU")
         }
@@ -120,6 +125,14 @@ class RemoteStation:
 
     def run(self, job: Job, barred: Collection[Config]) -> Outcome:
         return self._station.run(job, barred)
+
+
+def _ask_gpu() -> Device:
+    """On a node: which GPU Ray gives to a task there."""
+    try:
+        return describe(0)
+    except (OSError, RuntimeError) as error:
+        raise Failure(f"a node of the cluster says that it has a GPU, but {error}") from error
 
 
 def _on(node: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ STATION_LOSSES = 6
 
 def outcomes(
     stations: Sequence[Station], jobs: Sequence[Job], barred: Collection[Config], going_on: Callable[[], bool]
-) -> Generator[Job | Outcome]:
+) -> Generator[Job | Outcome, None, None]:
     """Yield each job as it begins and each outcome as it comes, while `going_on()` lets jobs begin. Closes the stations at the end.
 
     The stations work on while the caller deals with what was yielded. A config with a trial of FAULTS is barred from all later runs.
@@ -65,7 +65,8 @@ class _Fleet:
         """A station that is idle, and the job it gets next."""
         for station in self._idle:
             claimed = self._claimed[station.compiler]
-            while self._waiting and len(claimed) <= station.lookahead:
+            fair = -(-(len(claimed) + len(self._waiting)) // len({other.compiler for other in self._stations}))
+            while self._waiting and len(claimed) < min(fair, station.lookahead + 1):
                 claimed.append(self._waiting.popleft())
                 station.prepare(claimed[-1], self.barred)
             if claimed:
