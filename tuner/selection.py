@@ -35,8 +35,8 @@ class Filter:
 def shard_of(problems: Sequence[Problem], part: int, parts: int) -> list[Problem]:
     """Part 1, 2, … of `parts`, in the problems' order: every problem is in one, and all hosts agree on which.
 
-    Problems that differ in rows alone run the same binaries and stay together. The largest such groups are dealt first, each to the
-    part with the fewest problems.
+    Problems that differ in rows alone run mostly the same binaries and stay together. The largest such groups are dealt first, each to
+    the part with the fewest problems.
     """
     groups: dict[Problem, list[Problem]] = {}
     for problem in problems:
