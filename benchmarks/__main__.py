@@ -199,6 +199,27 @@ def accuracy(workload: str) -> None:
 
 
 @main.command(epilog=EPILOG)
+@click.option("--steps", type=click.IntRange(min=20), default=50, show_default=True, help="Of each model; the first 10 are not timed.")
+@json_option
+def train(steps: int, json_path: Path | None) -> None:
+    """A training step of a small Llama in bf16, norms replaced and not: ms, peak memory, and the loss of every step."""
+    device = gpu()
+    import torch
+
+    from benchmarks import results
+    from benchmarks.small_llama import Size
+    from benchmarks.train import print_trainings, trainings
+    from tuner import display
+
+    provenance, size = results.provenance_here(device, "train"), Size()
+    click.echo(f"{provenance}\n{size}")
+    found = trainings(steps, size, torch.device("cuda", 0))
+    print_trainings(display.console(), found)
+    plain = {"provenance": asdict(provenance), "size": asdict(size), "trainings": {name: asdict(one) for name, one in found.items()}}
+    write(json_path, json.dumps(plain, indent=1, allow_nan=False))
+
+
+@main.command(epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("report"), show_default=True, help="Folder.")
 def report(files: tuple[Path, ...], output: Path) -> None:

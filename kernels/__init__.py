@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from kernels.api import rmsnorm, stats
     from kernels.module import RMSNorm
     from kernels.overrides import override
+    from kernels.replace import replace_rmsnorm
     from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "RMSNorm", "override", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "RMSNorm", "override", "replace_rmsnorm", "rmsnorm", "stats"]
 __version__ = "0.1.0"
 
-_HOMES = {"InvalidInput": "validation", "RMSNorm": "module", "override": "overrides", "rmsnorm": "api", "stats": "api"}
+_HOMES = {
+    "InvalidInput": "validation",
+    "RMSNorm": "module",
+    "override": "overrides",
+    "replace_rmsnorm": "replace",
+    "rmsnorm": "api",
+    "stats": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from kernels import plans
+from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.plans import Plan
 from kernels.reference import rmsnorm_torch
 from kernels.shortcuts import Shortcuts
-from kernels.validation import check_arguments, checked_eps, overlap_offset
+from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset
 
 MAX_PLANS = 16384
 """Kinds of calls remembered; past that the table starts anew. 16384 plans take some 30 MB."""
 
 _plans: dict[Any, Plan] = {}
-_shortcuts = Shortcuts()
+_shortcuts: defaultdict[Numerics, Shortcuts] = defaultdict(Shortcuts)  # the check of a call's tensors sees nothing of its numerics
+_plain_shortcuts = _shortcuts[PLAIN]
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform (vmap, grad, …), or None
 
 
@@ -32,11 +35,13 @@ def rmsnorm(
     out: torch.Tensor | None = None,
     backend: str = "auto",
     batch_invariant: bool = False,
+    weight_offset: float = NO_OFFSET,
+    casting: str = FP32,
 ) -> torch.Tensor:
-    """Root mean square layer normalization: y = x / sqrt(mean(x², axis) + eps) * weight.
+    """Root mean square layer normalization: y = x / sqrt(mean(x², axis) + eps) * (weight + weight_offset).
 
     Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4, with eps inside the root. Arithmetic is fp32 whatever
-    the dtypes (fp64 for fp64 x), the result is rounded once to x's dtype.
+    the dtypes (fp64 for fp64 x), the result is rounded once to x's dtype; but see `casting`.
 
     Args:
         x: tensor of any shape with at least one dimension and no size 0; fp16, bf16, fp32 (kernels) or fp64 (PyTorch). Any strides:
@@ -50,6 +55,10 @@ def rmsnorm(
         batch_invariant: choose the config by x.shape[axis] alone, so that a row's bits don't depend on how many rows come with it
             (among tensors whose pointers and strides are multiples of 16 bytes, or all are not). Only for rows whose elements are
             adjacent; slower for rows of more than 32768 elements. It says nothing of the gradients.
+        weight_offset: added to the weight in fp32; finite, and 0 without a weight. Gemma's norms want 1.0.
+        casting: where is rounded, and nothing else. "fp32": the result, once. "llama": x / sqrt(…) is rounded to x's dtype before it is
+            multiplied by the weight, as transformers' LlamaRMSNorm does; in the gradients that rounding counts as none. "gemma": as
+            "fp32", for that is how GemmaRMSNorm rounds; its 1 + weight is weight_offset=1.0.
 
     Returns:
         A tensor of x's shape and dtype, strides as `torch.empty_like(x)` gives them; `out` if that was given. Differentiable: the
@@ -61,34 +70,45 @@ def rmsnorm(
     """
     if eps.__class__ is not float or not eps >= 0:
         eps = checked_eps(eps)
-    if torch.compiler.is_dynamo_compiling():  # PyTorch's operations are what it traces
-        check_arguments(x, weight, axis, out, backend)
-        return plans.into(out, rmsnorm_torch(x, weight, eps, axis))
+    numerics = PLAIN
+    if casting is not FP32 or weight_offset is not NO_OFFSET:  # not the defaults themselves
+        numerics = checked_numerics(weight_offset, casting)
+    if _is_dynamo_compiling():  # PyTorch's operations are what it traces
+        check_arguments(x, weight, axis, out, backend, numerics)
+        return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
     usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False
     usual = usual and active_override() is None and forward_ad._current_level < 0
     try:
-        call = _shortcuts.find(x, weight, out) if usual else None
+        shortcuts = _plain_shortcuts if numerics is PLAIN else _shortcuts[numerics]
+        call = shortcuts.find(x, weight, out) if usual else None
     except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
         call = None
     if call is not None:
         return call(out, x, weight, eps)
     if _transform() is not None or forward_ad._current_level >= 0:
         # Under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
-        check_arguments(x, weight, axis, out, backend)
-        return plans.into(out, rmsnorm_torch(x, weight, eps, axis))
-    plan, is_remembered = _plan(x, weight, axis, out, backend, batch_invariant)
+        check_arguments(x, weight, axis, out, backend, numerics)
+        return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
+    plan, is_remembered = _plan(x, weight, axis, out, backend, batch_invariant, numerics)
     if usual and is_remembered:
-        _shortcuts.add(plan.call, x, weight, out)
+        shortcuts.add(plan.call, x, weight, out)
     return plan.call(out, x, weight, eps)
 
 
 def _plan(
-    x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, backend: str, batch_invariant: bool
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    axis: int,
+    out: torch.Tensor | None,
+    backend: str,
+    batch_invariant: bool,
+    numerics: Numerics,
 ) -> tuple[Plan, bool]:
     """What serves this kind of call, prepared now if it is new, and whether that is remembered."""
     try:
         key = (
-            x.shape, x.stride(), x.dtype, x.get_device(), x.__class__, axis, axis.__class__, backend, batch_invariant, active_override(),
+            x.shape, x.stride(), x.dtype, x.get_device(), x.__class__, axis, axis.__class__, backend, batch_invariant, numerics,
+            active_override(),
             None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.get_device(), weight.__class__),
             None if out is None else (out.shape, out.stride(), out.dtype, out.get_device(), overlap_offset(x, out), out.requires_grad),
             torch.is_grad_enabled(), x.requires_grad or (weight is not None and weight.requires_grad),
@@ -96,12 +116,11 @@ def _plan(
         plan = _plans.get(key)
     except (AttributeError, TypeError, RuntimeError):
         # No tensor, an unhashable argument, or a tensor without strides: the checks say which.
-        return plans.prepare(x, weight, axis, out, backend, batch_invariant), False
+        return plans.prepare(x, weight, axis, out, backend, batch_invariant, numerics), False
     if plan is None:
-        plan = plans.prepare(x, weight, axis, out, backend, batch_invariant)
+        plan = plans.prepare(x, weight, axis, out, backend, batch_invariant, numerics)
         if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-            _shortcuts.clear()
+            _clear()
         _plans[key] = plan
     return plan, True
 
@@ -118,9 +137,14 @@ def stats() -> dict[str, int]:
 
 def forget_plans() -> None:
     """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
-    _plans.clear()
-    _shortcuts.clear()
+    _clear()
     if plans.has_triton():
         from kernels import dispatch
 
         dispatch.record_index.cache_clear()
+
+
+def _clear() -> None:
+    _plans.clear()
+    for shortcuts in list(_shortcuts.values()):
+        shortcuts.clear()

@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels.backward import BackwardCall, prepare_backward, torch_backward
+from kernels.numerics import Numerics
 from tuning_db.model import Config
 
 MAX_PLANS = 64
@@ -20,13 +21,14 @@ _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.f
 class Differentiable:
     """One kind of call with inputs that require grad: its forward, and the backwards prepared so far."""
 
-    __slots__ = ("_config", "_forward", "_plans", "axis")
+    __slots__ = ("_config", "_forward", "_plans", "axis", "numerics")
 
-    def __init__(self, forward: Any, axis: int, config: Config | None) -> None:
+    def __init__(self, forward: Any, axis: int, config: Config | None, numerics: Numerics) -> None:
         self._forward = forward
         self._config = config  # the override of the forward: the backward may run in a thread that knows of none
         self._plans: dict[Any, BackwardCall] = {}
         self.axis = axis
+        self.numerics = numerics
 
     def __call__(self, out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         """`out` is None: an `out` and gradients exclude each other."""
@@ -45,7 +47,7 @@ class Differentiable:
         if call is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            call = prepare_backward(dy, x, weight, self.axis, self._config, wants_dx=wants[0], wants_dw=wants[1])
+            call = prepare_backward(dy, x, weight, self.axis, self._config, wants_dx=wants[0], wants_dw=wants[1], numerics=self.numerics)
             self._plans[key] = call
         return call
 
@@ -65,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants = ctx.needs_input_grad
         if _needs_operations(dy):
-            dx, dw = torch_backward(ctx.kind.axis)(dy, x, weight, ctx.eps)
+            dx, dw = torch_backward(ctx.kind.axis, ctx.kind.numerics)(dy, x, weight, ctx.eps)
         else:
             dx, dw = ctx.kind.backward(dy, x, weight, wants)(dy, x, weight, ctx.eps)
         return dx if wants[0] else None, dw if wants[1] else None, None, None

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from kernels.geometry import Geometry, geometry_of
+from kernels.numerics import PLAIN, Numerics
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
 
@@ -17,9 +18,19 @@ BackwardCall: TypeAlias = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | 
 
 
 def prepare_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, axis: int, config: Config | None, *, wants_dx: bool, wants_dw: bool
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    axis: int,
+    config: Config | None,
+    *,
+    wants_dx: bool,
+    wants_dw: bool,
+    numerics: Numerics = PLAIN,
 ) -> BackwardCall:
     """Decide what computes the gradients of `rmsnorm(x, weight, axis=axis)` for tensors like these; `config` overrides the ladder.
+
+    A weight offset counts; a rounding within the forward counts as none.
 
     Read in place: x and dy whose normalised elements are adjacent and whose rows, in the order of x's shape, lie at one stride (0 for a dy
     expanded over rows). Of each that needs more (another axis than the last, several strides, dy expanded along the row) one
@@ -36,10 +47,11 @@ def prepare_backward(
         config,
         wants_dx=wants_dx,
         wants_dw=wants_dw,
+        numerics=numerics,
     )
     launch = choice.launch
     if launch is None:
-        return torch_backward(axis)
+        return torch_backward(axis, numerics)
     wants_dw = wants_dw and weight is not None
     copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
     is_last = axis == x.dim() - 1
@@ -56,9 +68,9 @@ def prepare_backward(
     return call
 
 
-def torch_backward(axis: int) -> BackwardCall:
+def torch_backward(axis: int, numerics: Numerics) -> BackwardCall:
     """PyTorch's operations, differentiable once more."""
-    return lambda dy, x, weight, eps: rmsnorm_backward_torch(dy, x, weight, eps, axis)
+    return lambda dy, x, weight, eps: rmsnorm_backward_torch(dy, x, weight, eps, axis, numerics)
 
 
 def _readable(tensor: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -24,7 +24,7 @@ TILE_WARPS_PER_SM = 8
 """Of programs that hold several rows (H100: 16 cost 17 % at 256 columns)."""
 
 SHARING_WARPS_PER_SM = 16
-"""Of programs that share rows, two or more to an SM: one waits while another works (H100: one of 16 warps costs 60 %)."""
+"""Of programs that share rows, several to an SM: one waits while another works (H100: one of 16 warps costs 24 %)."""
 
 TILE_THREAD_ELEMENTS = 32
 """Of the several rows that one program holds."""
@@ -32,8 +32,11 @@ TILE_THREAD_ELEMENTS = 32
 STAGES = 3
 """Rows under way and in work (H100: fewer cost 4 to 41 % from 4096 to 8192 columns)."""
 
-CHUNK_BYTES = 2**13
-"""Of a row that programs share, at 32 bytes a thread (twice as many spill in fp32, compiled for sm_90)."""
+CHUNK_BYTES = 2**12
+"""Of a row that programs share, at 32 bytes a thread (H100: twice as much costs 4 to 7 % from 16384 columns)."""
+
+SHARED_STAGES = 2
+"""Chunks under way and in work, besides the one held (H100: one more costs 1 to 4 %)."""
 
 
 def backward_misfit(config: Config, problem: Problem, device: Device) -> tuple[int, float]:
@@ -45,7 +48,8 @@ def backward_misfit(config: Config, problem: Problem, device: Device) -> tuple[i
     warps = num_warps * int(params["programs_per_sm"])
     if config.variant == "backward_split_row":
         chunk = int(params["block_cols"]) * itemsize(problem.x_dtype)
-        return (3, octaves(warps / SHARING_WARPS_PER_SM) + octaves(chunk / CHUNK_BYTES) + octaves(chunk / threads / 32))
+        stages = abs(int(params["stages"]) - SHARED_STAGES) / 2
+        return (3, stages + octaves(warps / SHARING_WARPS_PER_SM) + octaves(chunk / CHUNK_BYTES) + octaves(chunk / threads / 32))
     stages = abs(int(params["stages"]) - STAGES) / 2
     if config.variant == "backward_multi_row":
         wanted = row * itemsize(problem.x_dtype) <= NARROW_ROW_BYTES and problem.rows > device.sm_count

@@ -14,6 +14,7 @@ from triton.compiler import CompiledKernel
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.launch import Binary, binary_of, kernel_arguments, load_binary, submission
+from kernels.numerics import PLAIN, Numerics
 from kernels.variants import COLUMN_SUM, VARIANTS, column_sum, jit_function
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -37,6 +38,7 @@ def build_backward_launcher(
     wants_dx: bool = True,
     wants_dw: bool = True,
     sm_count: int | None = None,
+    numerics: Numerics = PLAIN,
 ) -> BackwardLauncher:
     """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and dy, whose strides are the geometry's y strides.
 
@@ -46,7 +48,7 @@ def build_backward_launcher(
     wants_dw = wants_dw and dtypes[1] != NO_WEIGHT
     if sm_count is None:
         sm_count = INTERPRETER.sm_count if interpreting() else describe(device_index).sm_count
-    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
+    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None, numerics=numerics)
     sized = {**arguments, "sm_count": sm_count}
     words = variant.workspace_words(sized) if hasattr(variant, "workspace_words") else 0
     unwanted = {name for name, wanted in (("dx_ptr", wants_dx), ("partials_ptr", wants_dw)) if not wanted}
@@ -94,7 +96,7 @@ def _kernel_launcher(
     compiled = load_binary(binary, device_index)
     submit, middle = submission(compiled)
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
-    split = ("backward", grid[0])
+    use = ("backward", *grid)
 
     @functools.cache
     def misaligned() -> CompiledKernel:
@@ -104,7 +106,7 @@ def _kernel_launcher(
         run = (compiled if is_aligned else misaligned())[grid]
         with torch.cuda.device(device_index):
             stream = raw_stream(device_index)
-            scratch = (workspace(device_index, stream, split, words),) if words else ()
+            scratch = (workspace(device_index, stream, use, words),) if words else ()
             run(*pointers, *scratch, *leading, *tail, stream=stream)
 
     def launch(pointers: Pointers, *leading: float) -> None:
@@ -114,7 +116,7 @@ def _kernel_launcher(
             ordinary(pointers, is_aligned, leading)
             return
         stream = raw_stream(device_index)
-        scratch = (workspace(device_index, stream, split, words).data_ptr(),) if words else ()
+        scratch = (workspace(device_index, stream, use, words).data_ptr(),) if words else ()
         submit(*grid, stream, compiled.function, *middle, *addresses, *scratch, *leading, *tail)
 
     return launch

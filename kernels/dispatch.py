@@ -16,6 +16,7 @@ from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
 from kernels.launch import Allocate, build_launcher
+from kernels.numerics import PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.provenance import is_current, is_fresh
 from kernels.settings import read_settings, user_database
@@ -114,25 +115,33 @@ def choose_and_prepare(
     in_place: bool,
     batch_invariant: bool,
     allocate: Allocate | None = None,
+    numerics: Numerics = PLAIN,
 ) -> Choice:
-    """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes and device."""
+    """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes, device and mode."""
     problem = geometry.problem(*dtypes)
     if batch_invariant:
         # Rows at two strides are summed as those at one: how many strides there are can depend on how many rows there are.
         problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
     pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
-    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate))
+    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate, numerics))
 
 
 def choose_and_prepare_backward(
-    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, config: Config | None, *, wants_dx: bool, wants_dw: bool
+    geometry: Geometry,
+    dtypes: tuple[str, str, str],
+    device_index: int,
+    config: Config | None,
+    *,
+    wants_dx: bool,
+    wants_dw: bool,
+    numerics: Numerics = PLAIN,
 ) -> Choice:
     """As `choose_and_prepare`, for a backward. dtypes are those of x, w and dy; `config` overrides the ladder where it is legal."""
     problem = geometry.problem(*dtypes, op=BACKWARD)
     pick = pick_config(problem, device_of(device_index), config=config)
 
     def build(config: Config) -> BackwardLauncher:
-        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw)
+        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, numerics=numerics)
 
     return prepared(pick, problem, build)
 

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from kernels.device import interpreting
 from kernels.geometry import Geometry
+from kernels.numerics import PLAIN, Numerics
 from kernels.variants import VARIANTS, jit_function, split_row
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -41,19 +42,20 @@ class Binary:
     variant: str
     pointers: tuple[tuple[str, str], ...]
     """Each pointer argument with the dtype it points to; `none` where None is passed."""
-    constexprs: tuple[tuple[str, int | bool], ...]
+    constexprs: tuple[tuple[str, int | float | bool], ...]
     options: tuple[tuple[str, int], ...]
     aligned: bool
     """Whether every pointer is a multiple of 16 bytes, so that loads may be 16 bytes wide."""
 
 
-def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool) -> dict[str, Any]:
+def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool, numerics: Numerics = PLAIN) -> dict[str, Any]:
     """Every argument of the variant's kernel but pointers and eps, by name: the geometry's numbers, the params, what follows from both."""
     variant = VARIANTS[config.variant]
     heuristics = variant.kernel.fn
     known = {
         **vars(geometry),
         **{name.upper(): value for name, value in config.params.items() if name not in OPTIONS},
+        **{name.upper(): value for name, value in numerics._asdict().items()},
         "PTX": ptx,
         "max_polls": 0 if interpreting() else split_row.MAX_POLLS,
     }
@@ -120,14 +122,19 @@ def _start_in_clusters(compiled: CompiledKernel, cluster: int) -> None:
 
 
 def build_launcher(
-    config: Config, geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, allocate: Allocate | None = None
+    config: Config,
+    geometry: Geometry,
+    dtypes: tuple[str, str, str],
+    device_index: int,
+    allocate: Allocate | None = None,
+    numerics: Numerics = PLAIN,
 ) -> Launcher:
     """Prepare the launch of a legal config. dtypes are those of x, w (or `none`) and y. Compiles, or loads what was compiled.
 
     `allocate` makes the result on the current GPU where a launch is given none; `torch.empty_like(x)` does without it.
     """
     variant = VARIANTS[config.variant]
-    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None)
+    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None, numerics=numerics)
     grid = variant.grid(arguments)
     words = variant.workspace_words(arguments) if hasattr(variant, "workspace_words") else 0
     if interpreting():

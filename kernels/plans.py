@@ -12,6 +12,7 @@ import torch
 
 from kernels.device import interpreting
 from kernels.geometry import geometry_of
+from kernels.numerics import Numerics
 from kernels.overrides import active_override
 from kernels.reference import rmsnorm_torch
 from kernels.settings import read_settings
@@ -32,16 +33,24 @@ def into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     return y if out is None else out.copy_(y)
 
 
-def prepare(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, backend: str, batch_invariant: bool) -> Plan:
+def prepare(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    axis: int,
+    out: torch.Tensor | None,
+    backend: str,
+    batch_invariant: bool,
+    numerics: Numerics,
+) -> Plan:
     """Check the arguments and decide what serves this kind of call."""
-    check_arguments(x, weight, axis, out, backend)
+    check_arguments(x, weight, axis, out, backend, numerics)
     if backend == "auto":
         backend = read_settings().backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
     if out is not None and (needs_grad or (torch.is_grad_enabled() and out.requires_grad)):
         raise InvalidInput("out was given, but an input or out requires grad; drop out or call under torch.no_grad()")
     if backend == "torch":
-        return _torch_plan(axis, "torch_requested")
+        return _torch_plan(axis, numerics, "torch_requested")
     if x.numel() == 0:
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
     if x.device.type != "cuda" and not interpreting() and has_triton():
@@ -50,11 +59,11 @@ def prepare(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.
     if reason:
         if backend == "triton":
             raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
-        return _torch_plan(axis, "torch_requested")
+        return _torch_plan(axis, numerics, "torch_requested")
     if out is not None:
         check_out_memory(x, out)
-    plan = _triton_plan(x, weight, axis % x.dim(), out, batch_invariant)
-    return _differentiable_plan(plan, axis % x.dim()) if needs_grad else plan
+    plan = _triton_plan(x, weight, axis % x.dim(), out, batch_invariant, numerics)
+    return _differentiable_plan(plan, axis % x.dim(), numerics) if needs_grad else plan
 
 
 def has_triton() -> bool:
@@ -76,20 +85,22 @@ def _why_not_triton(x: torch.Tensor, weight: torch.Tensor | None) -> str:
     return ""
 
 
-def _differentiable_plan(plan: Plan, axis: int) -> Plan:
+def _differentiable_plan(plan: Plan, axis: int, numerics: Numerics) -> Plan:
     """The plan as a node of autograd's graph; PyTorch's operations are that already."""
     if plan.served_by in ("torch", "torch_requested"):
         return plan
     from kernels.autograd import Differentiable
 
-    return Plan(Differentiable(plan.call, axis, active_override()), plan.served_by)
+    return Plan(Differentiable(plan.call, axis, active_override(), numerics), plan.served_by)
 
 
-def _torch_plan(axis: int, served_by: str) -> Plan:
-    return Plan(lambda out, x, weight, eps: into(out, rmsnorm_torch(x, weight, eps, axis)), served_by)
+def _torch_plan(axis: int, numerics: Numerics, served_by: str) -> Plan:
+    return Plan(lambda out, x, weight, eps: into(out, rmsnorm_torch(x, weight, eps, axis, numerics)), served_by)
 
 
-def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool) -> Plan:
+def _triton_plan(
+    x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: torch.Tensor | None, batch_invariant: bool, numerics: Numerics
+) -> Plan:
     from kernels import dispatch
 
     y_strides = (torch.empty_like(x) if out is None else out).stride()
@@ -100,7 +111,7 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
             f"pass x.movedim({axis}, -1).contiguous() and axis=-1"
         )
     if geometry is None:
-        return _copying_plan(x, weight, axis, batch_invariant)
+        return _copying_plan(x, weight, axis, batch_invariant, numerics)
     choice = dispatch.choose_and_prepare(
         geometry,
         (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
@@ -108,13 +119,14 @@ def _triton_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, out: t
         in_place=out is not None and overlap_offset(x, out) is not None,
         batch_invariant=batch_invariant,
         allocate=_allocator(x, y_strides),
+        numerics=numerics,
     )
     if choice.launch is None:
-        return _torch_plan(axis, choice.served_by)
+        return _torch_plan(axis, numerics, choice.served_by)
     # Only the imaginary part of a conjugate can have a lazy minus sign, and its elements lie two apart.
     may_be_negated = geometry.x_col_stride != 1 or geometry.cols == 1
     if may_be_negated or (weight is not None and weight.stride(0) != 1):
-        return Plan(_resolving_call(choice.launch, axis, batch_invariant), choice.served_by)
+        return Plan(_resolving_call(choice.launch, axis, batch_invariant, numerics), choice.served_by)
     return Plan(choice.launch if out is None else _marking_call(choice.launch), choice.served_by)
 
 
@@ -131,7 +143,7 @@ def _marking_call(launch: Call) -> Call:
     return call
 
 
-def _resolving_call(launch: Call, axis: int, batch_invariant: bool) -> Call:
+def _resolving_call(launch: Call, axis: int, batch_invariant: bool, numerics: Numerics) -> Call:
     """For inputs that may have a lazy minus sign, or a weight whose elements are not adjacent."""
     marking = _marking_call(launch)
     of_resolved: list[Plan] = []  # prepared when it is first needed: without the sign x lies in memory of its own, packed
@@ -140,17 +152,17 @@ def _resolving_call(launch: Call, axis: int, batch_invariant: bool) -> Call:
         if x.is_neg():
             x = x.resolve_neg()
             if not of_resolved:
-                of_resolved.append(_triton_plan(x, weight, axis, out, batch_invariant))
+                of_resolved.append(_triton_plan(x, weight, axis, out, batch_invariant, numerics))
             return of_resolved[0].call(out, x, weight, eps)
         return marking(out, x, None if weight is None else weight.resolve_neg().contiguous(), eps)
 
     return call
 
 
-def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch_invariant: bool) -> Plan:
+def _copying_plan(x: torch.Tensor, weight: torch.Tensor | None, axis: int, batch_invariant: bool, numerics: Numerics) -> Plan:
     """x (or out) has rows at more than two strides: normalise a contiguous copy, and copy into `out` where that was given."""
     packed = x.contiguous()
-    inner = _triton_plan(packed, weight, axis, None, batch_invariant)
+    inner = _triton_plan(packed, weight, axis, None, batch_invariant, numerics)
     return Plan(lambda out, x, weight, eps: into(out, inner.call(None, x.contiguous(), weight, eps)), inner.served_by)
 
 

@@ -5,45 +5,53 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kernels.numerics import PLAIN, Numerics
 
-def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int) -> torch.Tensor:
-    """y = x / sqrt(mean(x², axis) + eps) * weight, differentiable; fp32 arithmetic (fp64 for fp64), result in x's dtype.
+
+def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int, numerics: Numerics = PLAIN) -> torch.Tensor:
+    """y = x / sqrt(mean(x², axis) + eps) * (weight + offset), differentiable; fp32 arithmetic (fp64 for fp64), result in x's dtype.
 
     Zhang & Sennrich 2019, equation 4, with eps inside the root. Under autocast the result's dtype is still x's.
     """
     device = x.device.type
     if not x.is_meta and torch.is_autocast_enabled(device):  # there is no autocast for meta tensors to ask about
         with torch.autocast(device, enabled=False):
-            return rmsnorm_torch(x, weight, eps, axis)
-    cols = x.shape[axis]
-    if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == x.dtype):
-        return F.rms_norm(x, (cols,), weight, eps)
+            return rmsnorm_torch(x, weight, eps, axis, numerics)
+    if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == x.dtype) and numerics == PLAIN:
+        return F.rms_norm(x, (x.shape[axis],), weight, eps)
     wide = x if x.dtype == torch.float64 else x.float()
     y = wide * torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
+    if numerics.round_normalized:
+        y = y.to(x.dtype).to(wide.dtype)
     if weight is not None:
-        shape = [1] * x.dim()
-        shape[axis] = cols
-        y = y * weight.to(y.dtype).view(shape)
+        y = y * _effective_weight(weight, wide, axis, numerics)
     return y.to(x.dtype)
 
 
 def rmsnorm_backward_torch(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int, numerics: Numerics = PLAIN
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dx and dw of `rmsnorm_torch`, themselves differentiable; fp32 arithmetic, results in the dtypes of x and weight.
 
-    With x̂ = x / sqrt(mean(x², axis) + eps) and g = dy · w: dx = (g − x̂ · mean(g · x̂)) / sqrt(mean(x²) + eps), dw = Σ dy · x̂.
+    With x̂ = x / sqrt(mean(x², axis) + eps) and g = dy · (w + offset):
+    dx = (g − x̂ · mean(g · x̂)) / sqrt(mean(x²) + eps), dw = Σ dy · x̂. A rounding of x̂ within the forward counts as none.
     """
     wide, wide_dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
     rstd = torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
     x_hat = wide * rstd
     g, dw = wide_dy, None
     if weight is not None:
-        shape = [1] * x.dim()
-        shape[axis] = x.shape[axis]
-        g = wide_dy * weight.to(wide_dy.dtype).view(shape)
+        g = wide_dy * _effective_weight(weight, wide_dy, axis, numerics)
         others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
         dw = wide_dy * x_hat
         dw = (dw.sum(others) if others else dw).to(weight.dtype)
     dx = rstd * (g - x_hat * (g * x_hat).mean(axis, keepdim=True))
     return dx.to(x.dtype), dw
+
+
+def _effective_weight(weight: torch.Tensor, wide: torch.Tensor, axis: int, numerics: Numerics) -> torch.Tensor:
+    """weight + offset in the dtype of `wide`, along its axis."""
+    shape = [1] * wide.dim()
+    shape[axis] = wide.shape[axis]
+    effective = weight.to(wide.dtype)
+    return (effective + numerics.weight_offset if numerics.weight_offset else effective).view(shape)

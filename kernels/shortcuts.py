@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+from torch import is_grad_enabled
 
 from kernels.plans import Call
 from kernels.validation import overlap_offset, span_bytes
@@ -40,11 +41,11 @@ class Shortcuts:
             return None
         if out is None or out is x:
             tables = self._fresh if out is None else self._in_place
-            for check, call, _, _ in tables[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+            for check, call, _, _ in tables[is_grad_enabled()][weight is None].get(x.shape, ()):
                 if check(x) if weight is None else check(x, weight):
                     return call
             return None
-        for check, call, x_bytes, out_bytes in self._into_out[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+        for check, call, x_bytes, out_bytes in self._into_out[is_grad_enabled()][weight is None].get(x.shape, ()):
             if check(x, out) if weight is None else check(x, out, weight):
                 apart = out.data_ptr() - x.data_ptr()
                 return call if apart >= x_bytes or apart <= -out_bytes else None
@@ -61,7 +62,7 @@ class Shortcuts:
             tensors, tables, spans = [x, out], self._into_out, (span_bytes(x), span_bytes(out))
         if weight is not None:
             tensors.append(weight)
-        table = tables[torch.is_grad_enabled()][weight is None]
+        table = tables[is_grad_enabled()][weight is None]
         known = table.get(x.shape, ())
         if len(known) < MAX_KINDS and (known or len(table) < MAX_SHAPES):
             check = _check_of(tensors)

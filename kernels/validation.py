@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
 import torch
 
+from kernels.numerics import CASTINGS, PLAIN, Numerics
 from kernels.settings import BACKENDS
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -21,12 +23,29 @@ def checked_eps(eps: Any) -> float:
     """eps as a float. Raises InvalidInput."""
     if isinstance(eps, torch.Tensor):
         raise InvalidInput("eps is a tensor, which would make every call wait for the GPU; pass a float")
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not float(eps) >= 0:
+    if not _is_number(eps) or not float(eps) >= 0:
         raise InvalidInput(f"eps is {eps!r}; pass a number that is not negative, such as 1e-6")
     return float(eps)
 
 
-def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any) -> None:
+def checked_numerics(weight_offset: Any, casting: Any) -> Numerics:
+    """The numerics mode of these arguments. Raises InvalidInput."""
+    if weight_offset.__class__ is not float or not -math.inf < weight_offset < math.inf:
+        if isinstance(weight_offset, torch.Tensor):
+            raise InvalidInput("weight_offset is a tensor, which would make every call wait for the GPU; pass a float")
+        if not _is_number(weight_offset) or not -math.inf < float(weight_offset) < math.inf:
+            raise InvalidInput(f"weight_offset is {weight_offset!r}; pass a finite number, such as 1.0")
+        weight_offset = float(weight_offset)
+    if casting not in CASTINGS:
+        raise InvalidInput(f"casting is {casting!r}; use one of {', '.join(CASTINGS)}")
+    return Numerics(weight_offset, casting == "llama")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, numerics: Numerics = PLAIN) -> None:
     """Raise InvalidInput for what no backend takes."""
     if not isinstance(x, torch.Tensor):
         raise InvalidInput(f"x is a {type(x).__name__}; pass a torch.Tensor")
@@ -50,6 +69,8 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any) -> N
             raise InvalidInput(f"weight.dtype is {weight.dtype}; use float16, bfloat16, float32 or float64")
         if weight.device != x.device:
             raise InvalidInput(f"weight is on {weight.device}, x on {x.device}; move one of them")
+    elif numerics.weight_offset:
+        raise InvalidInput(f"weight_offset is {numerics.weight_offset}, but there is no weight; pass one, or weight_offset=0.0")
     if backend not in BACKENDS:
         raise InvalidInput(f"backend is {backend!r}; use one of {', '.join(BACKENDS)}")
     if out is not None:

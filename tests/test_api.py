@@ -505,9 +505,9 @@ def test_override_runs_the_config(monkeypatch):
     assert ran[1].params.get("block_cols") != 3
 
 
-def torch_launcher(config, geometry, dtypes, device_index, allocate):
+def torch_launcher(config, geometry, dtypes, device_index, allocate, numerics):
     """Stands in for build_launcher where the interpreter, which is not thread-safe, would get in the way. Two-dimensional x only."""
-    del config, geometry, dtypes, device_index, allocate
+    del config, geometry, dtypes, device_index, allocate, numerics
 
     def launch(y, x, weight, eps):
         return (torch.empty_like(x) if y is None else y).copy_(expected_rmsnorm(x, weight, eps))

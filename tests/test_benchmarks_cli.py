@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import benchmarks.__main__ as cli
 import benchmarks.baseline as baselines
-from benchmarks import check, compare_ref, first_call, gpu_time, host, peers
+from benchmarks import check, compare_ref, first_call, gpu_time, host, peers, train
 from benchmarks.baseline import combined, to_text
 from benchmarks.exits import Exit
 from benchmarks.paired import PairedCase
@@ -24,7 +24,7 @@ from test_compare_ref import paired
 from tuning_db.model import Problem
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "record", "check", "compare-ref", "host", "first-call", "accuracy", "report")
+COMMANDS = ("run", "record", "check", "compare-ref", "host", "first-call", "accuracy", "train", "report")
 LARGE = next(problem for problem in PROBLEMS if copy_us(problem) > 10.0)
 
 
@@ -67,7 +67,9 @@ def test_help_imports_neither_torch_nor_matplotlib() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize("arguments", [["run"], ["record"], ["check"], ["compare-ref", "HEAD"], ["host"], ["first-call"], ["accuracy"]])
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["record"], ["check"], ["compare-ref", "HEAD"], ["host"], ["first-call"], ["accuracy"], ["train"]]
+)
 def test_without_a_gpu_the_exit_code_is_five(arguments: list[str]) -> None:
     result = invoke(*arguments)
     assert (result.exit_code, result.stderr) == (Exit.NO_GPU, "Error: there is no GPU to benchmark; run this on a machine with one\n")
@@ -232,6 +234,25 @@ def test_host_and_first_call_write_what_report_reads(monkeypatch: pytest.MonkeyP
     found = read_result(tmp_path / "f.json")
     assert isinstance(found, FirstCallResult)
     assert {way: (s["empty"].median, s["warm"].median) for way, s in found.seconds.items()} == dict.fromkeys(first_call.WAYS, (2.0, 0.5))
+
+
+@pytest.mark.usefixtures("_gpu")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_train_prints_and_writes_every_loss(columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def faked(steps: int, *_: object) -> dict[str, train.Training]:
+        of_all = {"operations": (12.0, 0.5), train.BASE: (10.0, 0.25), train.PATCHED: (8.0, 0.125)}
+        return {name: train.Training([9.0 - offset] * steps, ms, 1000 * ms) for name, (ms, offset) in of_all.items()}
+
+    monkeypatch.setattr(train, "trainings", faked)
+    printed = invoke("train", "--json", str(tmp_path / "t.json"), columns=columns)
+    assert printed.exit_code == 0, printed.output
+    assert max(map(len, printed.stdout.split("a training step")[1].splitlines())) <= columns
+    row = next(line.split() for line in printed.stdout.splitlines() if line.lstrip().startswith(train.PATCHED))
+    assert row[1:4] == ["8.00", "1.25", "8000"]
+    assert row[-1] == "8.8750"
+    assert "over 50 steps: operations 0.2500, replace_rmsnorm 0.1250." in " ".join(printed.stdout.split())
+    written = json.loads((tmp_path / "t.json").read_text())["trainings"]
+    assert {name: len(one["losses"]) for name, one in written.items()} == dict.fromkeys(train.NORMS, 50)
 
 
 @pytest.mark.parametrize("result", [run_result(), HOST, FIRST_CALL], ids=["run", "host", "first call"])

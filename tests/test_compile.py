@@ -79,6 +79,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
     from kernels.geometry import geometry_of_problem
     from kernels.heuristic import heuristic_config
     from kernels.launch import binary_of, compile_binary, kernel_arguments
+    from kernels.numerics import PLAIN, Numerics
     from kernels.variants import VARIANTS, column_sum, is_legal, space
     from tuner.architectures import architectures
     from tuning_db.jsonl import shipped_records
@@ -90,8 +91,9 @@ def compile_arch(arch: str) -> dict[str, Any]:
     def compiled(binary: Any) -> Any:
         return compile_binary(binary, target)
 
-    def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True) -> Any:
-        arguments = kernel_arguments(config, geometry or geometry_of_problem(problem), ptx=target.backend == "cuda")
+    def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True, numerics: Any = PLAIN) -> Any:
+        geometry = geometry or geometry_of_problem(problem)
+        arguments = kernel_arguments(config, geometry, ptx=target.backend == "cuda", numerics=numerics)
         return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned)
 
     configs: dict[str, str] = {}
@@ -100,12 +102,13 @@ def compile_arch(arch: str) -> dict[str, Any]:
         for config in sorted(space(name), key=str):
             problem = next((problem for problem in problems(variant.OP, variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
             configs[str(config)] = "valid for no problem" if problem is None else outcome(compiled, binary_for(config, problem))
-        # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes.
+        # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes, numerics.
         for problem in problems(variant.OP, variant.LAYOUTS):
             if problem.cols in (1, 128, 65_536):
                 config = next((config for config in sorted(space(name), key=str) if is_legal(config, problem, device)), None)
                 if config is not None:
-                    configs[f"{config}, {problem}, misaligned"] = outcome(compiled, binary_for(config, problem, aligned=False))
+                    binary = binary_for(config, problem, aligned=False, numerics=Numerics(1.0, True))
+                    configs[f"{config}, {problem}, misaligned, another mode"] = outcome(compiled, binary)
     for record in shipped_records(arch)[1]:
         if record.config.variant in VARIANTS:
             amount = spilled_bytes(compiled(binary_for(record.config, record.problem)))

@@ -151,12 +151,22 @@ def test_fresh_beats_stale_before_the_layers_order_counts() -> None:
     assert pick([("user", [stale]), ("shipped", [make_record(replace(PROBLEM, rows=96))])]).record is stale  # exact, if stale
 
 
+def test_float16_and_bfloat16_serve_each_other() -> None:
+    """As the same bytes that they are: after the dtypes asked for, before another number of rows."""
+    half = replace(PROBLEM, x_dtype="float16", w_dtype="float16", y_dtype="float16")
+    at_rows, next_rows = make_record(half, name="same rows"), make_record(replace(PROBLEM, rows=128), name="twice the rows")
+    found = pick([("user", [at_rows, next_rows])])
+    assert (found.tier, found.record, found.distance) == (Tier.NEAREST_ROWS, at_rows, 0.0)
+    twin = make_record(replace(half, rows=128), name="half")
+    assert pick([("user", [twin, next_rows])]).record == next_rows
+
+
 def test_the_ladder_step_by_step() -> None:
     steps = [
         (Tier.EXACT, make_record(name="exact"), 0.0),
         (Tier.NEAREST_ROWS, make_record(replace(PROBLEM, rows=16), name="rows"), 2.0),
         (Tier.NEAREST_COLS, make_record(replace(PROBLEM, cols=5120), name="cols"), 4 * math.log2(1.25)),
-        (Tier.NEAREST_COLS, make_record(replace(PROBLEM, x_dtype="float16", rows=128), name="dtype"), 1.5),
+        (Tier.NEAREST_COLS, make_record(replace(PROBLEM, w_dtype="float32", rows=128), name="dtype"), 1.5),
         (Tier.NEAREST_DEVICE, make_record(device=NEAR, name="near"), HERE.distance(NEAR)),
         (Tier.NEAREST_DEVICE, make_record(device=FAR, name="far"), HERE.distance(FAR)),
         (Tier.MODELLED, make_record(name="model", source=Source.MODELLED), 0.0),

@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 
-from kernels import RMSNorm, plans, stats
+from kernels import InvalidInput, RMSNorm, plans, stats
 from oracle import DEVICE, DTYPES, assert_rmsnorm, random_x
 
 module = importlib.import_module("kernels.module")
@@ -25,7 +25,11 @@ def both(*args, **kwargs) -> tuple[RMSNorm, torch.nn.RMSNorm]:
 
 
 def test_the_same_arguments_state_and_repr():
-    assert inspect.signature(RMSNorm) == inspect.signature(torch.nn.RMSNorm)
+    ours, theirs = (list(inspect.signature(norm).parameters.values()) for norm in (RMSNorm, torch.nn.RMSNorm))
+    assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
+    assert {(p.name, p.kind) for p in ours[len(theirs) :]} == {
+        (name, inspect.Parameter.KEYWORD_ONLY) for name in ("weight_offset", "casting")
+    }
     for arguments in ({}, {"eps": 1e-5}, {"elementwise_affine": False}, {"dtype": torch.bfloat16}):
         ours, theirs = both((3, 5), **arguments)
         assert repr(ours) == repr(theirs)
@@ -103,15 +107,42 @@ def test_another_shape_is_torchs_error(shape, affine):
     assert str(raised.value) == str(expected.value)
 
 
-def test_copies_and_files():
-    ours, _ = both((3, 5))
+@pytest.mark.parametrize("mode", [{}, {"weight_offset": 1.0, "casting": "llama"}], ids=str)
+def test_copies_and_files(mode):
+    ours = RMSNorm((3, 5), **mode).to(DEVICE)
     x = random_x((4, 15), torch.float32).view(4, 3, 5)
     file = io.BytesIO()
     torch.save(ours, file)
     file.seek(0)
     for other in (copy.deepcopy(ours), torch.load(file, weights_only=False)):
         assert isinstance(other, RMSNorm)
+        assert repr(other) == repr(ours)
         assert torch.equal(other(x), ours(x))
+
+
+@pytest.mark.parametrize("shape", [16, (2, 8)], ids=str)
+def test_numerics_modes(shape):
+    """Every mode starts by scaling by 1; a weight offset counts as part of the weight, for tensors that no kernel takes too."""
+    plain, gemma = RMSNorm(shape, eps=1e-5).to(DEVICE), RMSNorm(shape, eps=1e-5, weight_offset=1, casting="gemma").to(DEVICE)
+    x = random_x((4, 16), torch.float16).view(4, *plain.normalized_shape)
+    assert (gemma.weight == 0).all()
+    assert torch.equal(gemma(x), plain(x))
+    with torch.no_grad():
+        gemma.weight += 0.5
+    assert_rmsnorm(gemma(x).flatten(1), x.flatten(1), gemma.weight.flatten() + 1, eps=1e-5)
+    assert_rmsnorm(gemma(x.double()).flatten(1), x.double().flatten(1), gemma.weight.flatten() + 1, eps=1e-5)
+    llama = RMSNorm(shape, eps=1e-5, casting="llama").to(DEVICE)
+    with torch.no_grad():
+        llama.weight.fill_(1.1)
+        assert torch.equal(llama(x), (plain(x) * llama.weight).half())
+    assert repr(gemma).endswith("elementwise_affine=True, weight_offset=1.0, casting='gemma')")
+
+
+def test_bad_modes():
+    with pytest.raises(InvalidInput, match="casting is 'bf16'; use one of"):
+        RMSNorm(16, casting="bf16")
+    with pytest.raises(InvalidInput, match=r"weight_offset is 1\.0, but elementwise_affine=False makes no weight"):
+        RMSNorm(16, elementwise_affine=False, weight_offset=1.0)
 
 
 def test_compiled():

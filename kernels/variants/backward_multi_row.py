@@ -16,6 +16,7 @@ from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
+    both_sums,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -78,6 +79,7 @@ def backward_multi_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
     ROWS_PER_PROGRAM: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
@@ -91,6 +93,7 @@ def backward_multi_row_kernel(
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
     dx_stride = (cols // ALIGN * ALIGN).to(tl.int64)
+    inverse_cols = 1.0 / cols
     w = col
     if HAS_WEIGHT:
         w = tl.load(w_ptr + col, mask=col_mask, other=0.0)
@@ -104,15 +107,16 @@ def backward_multi_row_kernel(
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0)
         x_f32 = x.to(tl.float32)
-        rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) / cols + eps)
-        projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32, axis=1, keep_dims=True) * rstd / cols
+        squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 1, True, PTX)
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
+        projection = products * rstd * inverse_cols
         x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
         dy = keep_packed(dy, PTX)
         if partials_ptr is not None:
             # Rows past the end are zeros, which eps = 0 would make NaN.
             dw = tl.fma(dy.to(tl.float32), tl.where(row < rows, x_hat, 0.0), dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, tl.sum(dw, axis=0, keep_dims=True), mask=col_mask)

@@ -17,6 +17,7 @@ from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
+    both_sums,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -75,6 +76,7 @@ def backward_whole_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -88,6 +90,7 @@ def backward_whole_row_kernel(
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
     dx_stride = (cols // ALIGN * ALIGN).to(tl.int64)
+    inverse_cols = 1.0 / cols
     w = col
     if HAS_WEIGHT:
         w = tl.load(w_ptr + col, mask=mask, other=other)
@@ -96,14 +99,15 @@ def backward_whole_row_kernel(
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=other)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=other)
         x_f32 = x.to(tl.float32)
-        rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) / cols + eps)
-        projection = tl.sum(weighted(dy, w, HAS_WEIGHT) * x_f32) * rstd / cols
+        squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 0, False, PTX)
+        rstd = tl.rsqrt(squares * inverse_cols + eps)
+        projection = products * rstd * inverse_cols
         x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
         dy = keep_packed(dy, PTX)
         if partials_ptr is not None:
             dw = tl.fma(dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT), rstd, projection, dx_ptr.dtype.element_ty)
+            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, dw, mask=mask)

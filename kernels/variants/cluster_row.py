@@ -143,6 +143,8 @@ def cluster_row_kernel(
     y_outer_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     CLUSTER: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PIECES: tl.constexpr,
@@ -179,7 +181,7 @@ def cluster_row_kernel(
         w = pieces[i]
         if HAS_WEIGHT:
             w = weights[i]
-        y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty)
+        y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty)
         store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
 
 

@@ -53,11 +53,31 @@ def keep_packed(x, PTX: tl.constexpr):
 
 
 @triton.jit
-def scaled(x, w, rstd, HAS_WEIGHT: tl.constexpr, out_dtype: tl.constexpr):
-    """x * rstd * w in fp32, rounded once to out_dtype."""
+def normalized(x, rstd, ROUND_NORMALIZED: tl.constexpr):
+    """x * rstd in fp32; with ROUND_NORMALIZED rounded to x's dtype and back."""
     y = x.to(tl.float32) * rstd
+    if ROUND_NORMALIZED:
+        y = y.to(x.dtype).to(tl.float32)
+    return y
+
+
+@triton.jit
+def effective_weight(w, WEIGHT_OFFSET: tl.constexpr):
+    """w + WEIGHT_OFFSET in fp32."""
+    w = w.to(tl.float32)
+    if WEIGHT_OFFSET != 0.0:
+        w = w + WEIGHT_OFFSET
+    return w
+
+
+@triton.jit
+def scaled(
+    x, w, rstd, HAS_WEIGHT: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, ROUND_NORMALIZED: tl.constexpr, out_dtype: tl.constexpr
+):  # fmt: skip
+    """x * rstd * (w + WEIGHT_OFFSET) in fp32, rounded to out_dtype at the end."""
+    y = normalized(x, rstd, ROUND_NORMALIZED)
     if HAS_WEIGHT:
-        y = y * w.to(tl.float32)
+        y = y * effective_weight(w, WEIGHT_OFFSET)
     return y.to(out_dtype)
 
 

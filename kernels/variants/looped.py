@@ -59,6 +59,8 @@ def looped_kernel(
     y_outer_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -86,7 +88,7 @@ def looped_kernel(
         w = x
         if HAS_WEIGHT:
             w = tl.load(w_ptr + col, mask=mask)
-        tl.store(y_row_ptr + col, scaled(x, w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_row_ptr + col, scaled(x, w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty), mask=mask)
 
 
 kernel = looped_kernel

@@ -63,6 +63,8 @@ def multi_row_kernel(
     y_outer_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     ROWS_PER_PROGRAM: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
@@ -86,7 +88,11 @@ def multi_row_kernel(
         w = tl.load(w_ptr + col, mask=None if EXACT else col_mask)
     x_f32 = x.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=1, keep_dims=True) * inverse_cols + eps)
-    tl.store(y_row_ptr + col, scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        y_row_ptr + col,
+        scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty),
+        mask=mask,
+    )
 
 
 kernel = multi_row_kernel

@@ -131,6 +131,8 @@ def split_row_kernel(
     y_row_stride: tl.int64,
     max_polls: tl.int32,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     MAX_PIECES: tl.constexpr,
     WEIGHT_FIRST: tl.constexpr,
@@ -179,7 +181,7 @@ def split_row_kernel(
                 w = weights[i]
             if HAS_WEIGHT and not WEIGHT_FIRST:
                 w = load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES)
-            y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty)
+            y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty)
             store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
         sums = sums_of_all_chunks(x_row_ptr, chunk, split, aligned_cols, SLOTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
@@ -190,7 +192,8 @@ def split_row_kernel(
             w = x
             if HAS_WEIGHT:
                 w = load_piece(w_ptr, at, end, BLOCK_COLS, True)
-            store_piece(y_row_ptr, scaled(x, w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), at, end, BLOCK_COLS, True)
+            y = scaled(x, w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty)
+            store_piece(y_row_ptr, y, at, end, BLOCK_COLS, True)
 
 
 kernel = split_row_kernel

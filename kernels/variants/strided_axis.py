@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.variants.common import ROW_INTEGERS, next_power_of_2, prune_configs
+from kernels.variants.common import ROW_INTEGERS, effective_weight, next_power_of_2, normalized, prune_configs
 from tuning_db.model import FORWARD, Device, Problem
 
 OP = FORWARD
@@ -77,6 +77,8 @@ def strided_axis_kernel(
     x_col_stride: tl.int64,
     y_col_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
@@ -104,10 +106,11 @@ def strided_axis_kernel(
     if ONE_BLOCK:
         mask = inner_mask & (block < cols)
         x = tl.load(x_rows_ptr + block * x_col_stride, mask=mask, other=0.0)
-        y = x.to(tl.float32)
-        y = y * tl.rsqrt(tl.sum(y * y, axis=0, keep_dims=True) / cols + eps)
+        x_f32 = x.to(tl.float32)
+        rstd = tl.rsqrt(tl.sum(x_f32 * x_f32, axis=0, keep_dims=True) / cols + eps)
+        y = normalized(x, rstd, ROUND_NORMALIZED)
         if HAS_WEIGHT:
-            y = y * tl.load(w_ptr + block, mask=block < cols).to(tl.float32)
+            y = y * effective_weight(tl.load(w_ptr + block, mask=block < cols), WEIGHT_OFFSET)
         tl.store(y_rows_ptr + block * y_col_stride, y.to(y_ptr.dtype.element_ty), mask=mask)
     else:
         squares = tl.zeros([BLOCK_COLS, BLOCK_INNER], dtype=tl.float32)
@@ -119,9 +122,10 @@ def strided_axis_kernel(
         for start in range(0, cols, BLOCK_COLS):
             col = start + block
             mask = inner_mask & (col < cols)
-            y = tl.load(x_rows_ptr + col * x_col_stride, mask=mask, eviction_policy="evict_first").to(tl.float32) * rstd
+            x = tl.load(x_rows_ptr + col * x_col_stride, mask=mask, eviction_policy="evict_first")
+            y = normalized(x, rstd, ROUND_NORMALIZED)
             if HAS_WEIGHT:
-                y = y * tl.load(w_ptr + col, mask=col < cols).to(tl.float32)
+                y = y * effective_weight(tl.load(w_ptr + col, mask=col < cols), WEIGHT_OFFSET)
             tl.store(y_rows_ptr + col * y_col_stride, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 

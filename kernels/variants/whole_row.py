@@ -62,6 +62,8 @@ def whole_row_kernel(
     y_outer_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUND_NORMALIZED: tl.constexpr,
     WEIGHT_FIRST: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
@@ -84,7 +86,11 @@ def whole_row_kernel(
     rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) * inverse_cols + eps)
     if HAS_WEIGHT and not WEIGHT_FIRST:
         w = tl.load(w_ptr + col, mask=mask)
-    tl.store(y_row_ptr + col, scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        y_row_ptr + col,
+        scaled(keep_packed(x, PTX), w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty),
+        mask=mask,
+    )
 
 
 kernel = whole_row_kernel
