@@ -36,9 +36,10 @@ class FakePool:
 
     def __init__(self, ends: Mapping[str, Compiled] | None = None) -> None:
         self.ends = ends or {}
+        self.submitted: set[Any] = set()
 
     def submit(self, binaries: Iterable[Any]) -> None:
-        list(binaries)
+        self.submitted.update(binaries)
 
     def result(self, binary: Any) -> Compiled:
         return self.ends.get(binary.variant, Compiled(Status.OK, Resources(32, 0, 0)))

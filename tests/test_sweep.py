@@ -183,6 +183,18 @@ def test_what_does_not_compile_is_recorded_and_never_built(lab: Lab, store: Stor
     assert {trial.config for trial in store.trials(DEVICE.uid) if trial.status is status} == broken
 
 
+def test_what_stalls_the_compiler_is_recorded_once_and_not_compiled_again(lab: Lab, store: Store) -> None:
+    lab.compiled = {"looped": Compiled(Status.TIMED_OUT, error="compiling: no sign of life for 120 s")}
+    (record,) = run(lab, store)
+    stalled = store.trials_with(DEVICE.arch, (Status.TIMED_OUT,))
+    assert {trial.config.variant for trial in stalled} == {"looped"}
+    pool: Any = FakePool(lab.compiled)
+    pipeline.sweep([record.problem], DEVICE, None, [LocalStation(pool, None)], store, [], lambda event: None, 0.0)
+    assert "looped" not in {binary.variant for binary in pool.submitted}
+    run(lab, store, PROBLEMS)
+    assert store.trials_with(DEVICE.arch, (Status.TIMED_OUT,)) == stalled
+
+
 def test_where_no_config_gets_through_pytorch_is_the_winner(lab: Lab, store: Store) -> None:
     lab.faults = dict.fromkeys(candidates(PROBLEMS[1], DEVICE), "wrote outside its output")
     events: list[Any] = []

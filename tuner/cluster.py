@@ -50,13 +50,15 @@ class Cluster:
         return sorted(set(self._devices.values()), key=lambda device: device.uid)
 
     def stations(self, device: Device, *, gpus: bool) -> list[RayStation]:
-        """One for each GPU of a kind that `devices` found; or one for each node with CPUs, to compile for a device."""
+        """One for each GPU of a kind that `devices` found; or one for each node with CPUs, to compile for a device. Raises Failure."""
         stations = []
         for node, resources in self._nodes.items():
             count = int(resources.get("GPU", 0)) if gpus else 1
             cpus = int(resources.get("CPU", 0)) // max(1, count)
             if (gpus and self._devices.get(node) == device) or (not gpus and cpus):
                 stations += [RayStation(node, device, gpu=gpus, cpus=cpus) for _ in range(count)]
+        if not stations:
+            raise Failure("no node of the cluster has a CPU to compile on")
         return stations
 
     def close(self) -> None:
