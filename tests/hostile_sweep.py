@@ -2,7 +2,7 @@
 
     python tests/hostile_sweep.py DATABASE
 
-prints whether this process, which supervises, has a CUDA context at the end. Workers import this file as well, and so have the variants.
+prints whether this process, which supervises, has a CUDA context at the end. Workers import it as well, and so have the variants.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tuning_db.model import Problem
 from tuning_db.store import open_for_writing
 
 HOSTILE: dict[str, Any] = {"spinning_variant": spinning_variant, "trapping_variant": trapping_variant}
-VARIANTS.update(HOSTILE)
+if __name__ in ("__main__", "__mp_main__"):  # this script and its workers, not the tests that import it
+    VARIANTS.update(HOSTILE)
 PROBLEMS = tuple(Problem("rmsnorm", *("bfloat16",) * 3, rows, 512) for rows in (8, 64, 512))
 
 

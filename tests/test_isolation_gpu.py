@@ -9,7 +9,6 @@ import torch
 
 from hostile_sweep import HOSTILE, PROBLEMS
 from kernels.device import describe
-from kernels.variants import VARIANTS
 from tuner.fleet import FAULTS
 from tuner.tuning import TORCH
 from tuning_db.model import Status
@@ -17,13 +16,6 @@ from tuning_db.store import open_for_reading
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _shipped_variants_alone() -> None:
-    """Importing hostile_sweep has registered its variants; nothing of this process is to run them."""
-    for name in HOSTILE:
-        VARIANTS.pop(name, None)
 
 
 def run_python(*arguments: str) -> str:
