@@ -59,7 +59,7 @@ class InProcess:
         assert limit_s > 0
         return function(*arguments)
 
-    def kill(self) -> None:
+    def discard(self) -> None:
         pass
 
     def close(self) -> None:

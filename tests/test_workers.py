@@ -32,6 +32,12 @@ SHORT_S = 1.5
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_for_writing(tmp_path / "tuning.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
 def worker() -> Iterator[Worker]:
     made = Worker({"OWN": "yes"})
     yield made
@@ -93,6 +99,31 @@ def test_what_hangs_is_killed_with_what_it_started(worker: Worker, tmp_path: Pat
     assert worker.call(stand_ins.process_id, limit_s=LIMIT_S) != process
 
 
+def test_a_process_that_can_not_be_killed_ends_its_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that hung is told as such first, so that it can be recorded."""
+    process = worker.call(stand_ins.process_id, limit_s=LIMIT_S)
+    with monkeypatch.context() as patched:
+        patched.setattr("tuner.worker.kill_group", lambda process: None)
+        patched.setattr("tuner.worker.END_LIMIT_S", 0.1)
+        with pytest.raises(TimedOut):
+            worker.call(stand_ins.steps, 1, 600.0, limit_s=SHORT_S)
+        assert worker.doing == 0
+        with pytest.raises(StationGone, match=f"process {process} can't be killed"):
+            worker.call(stand_ins.process_id, limit_s=LIMIT_S)
+    worker.close()
+    wait_until(lambda: not is_alive(process))
+
+
+def test_a_worker_killed_while_idle_is_replaced(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    monkeypatch.setattr(stations, "open_gpu", stand_ins.open_fake)
+    monkeypatch.setattr(stations, "tune", stand_ins.tune)
+    pool: Any = FakePool()
+    worker = Worker({"TROUBLE": ""})
+    os.kill(worker.call(stand_ins.process_id, limit_s=LIMIT_S), signal.SIGKILL)
+    sweep(PROBLEMS, DEVICE, None, [LocalStation(pool, worker)], store, ["sweep"], lambda event: None, None)
+    assert [record.problem for record in store.records()] == PROBLEMS
+
+
 def test_a_closed_worker_starts_nothing(worker: Worker) -> None:
     worker.close()
     with pytest.raises(StationGone):
@@ -122,7 +153,7 @@ def test_a_compiler_that_hangs_or_dies_costs_one_process(pool: CompilePool) -> N
 
 def test_a_compile_process_killed_from_outside_is_replaced_once(pool: CompilePool, tmp_path: Path) -> None:
     for worker in pool._workers:
-        worker.kill()
+        worker.discard()
         worker._environment["MARK"] = str(tmp_path / "mark")
         worker.call(stand_ins.process_id, limit_s=LIMIT_S)
     binaries: Any = ["killed once", "killed"]
@@ -130,12 +161,6 @@ def test_a_compile_process_killed_from_outside_is_replaced_once(pool: CompilePoo
     assert pool.result(binaries[0]).status is Status.OK
     with pytest.raises(Failure, match="a compile process was killed twice, likely for want of memory"):
         pool.result(binaries[1])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_for_writing(tmp_path / "tuning.sqlite") as opened:
-        yield opened
 
 
 def swept(monkeypatch: pytest.MonkeyPatch, store: Store, *troubles: str, events: list[Event] | None = None) -> None:

@@ -24,7 +24,7 @@ from tuner.worker import Died, TimedOut, Worker
 from tuning_db.model import Config, Device, Problem, Resources, Status
 
 LIMIT_S = 120.0
-"""Longest time for one binary; the slowest takes some 5 s on a free core. A compiler that hangs costs one process until then."""
+"""Longest time for one binary, on cores that others may need as well. A compiler that hangs costs one process until then."""
 
 
 @dataclass(frozen=True)

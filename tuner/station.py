@@ -20,9 +20,9 @@ from tuner.worker import Died, TimedOut, Worker
 from tuning_db.model import Config, Device, Status, Trial
 
 STEP_LIMIT_S = 30.0
-"""Longest time for one step of tuning, a config's verification say; the slowest takes some 2 s on an H100. What lasts longer hangs."""
+"""Longest time for one step of tuning, a config's verification say, before it counts as hung."""
 OPEN_LIMIT_S = 120.0
-"""Longest time for a new process to import torch and open its GPU; some 5 s on a free core."""
+"""Longest time for a new process to import torch and open its GPU."""
 
 
 class LocalStation:
@@ -61,10 +61,14 @@ class LocalStation:
 
     def _open(self, worker: Worker, device: Device) -> None:
         """Open the GPU while binaries compile; a moment's work where it is open. Never measure under another device's name."""
-        try:
-            found = worker.call(open_gpu, limit_s=OPEN_LIMIT_S)
-        except (TimedOut, Died) as error:
-            raise StationGone(f"the GPU can't be opened: {error}") from error
+        for _ in range(2):  # an idle process may have been killed
+            try:
+                found = worker.call(open_gpu, limit_s=OPEN_LIMIT_S)
+                break
+            except (TimedOut, Died) as error:
+                reason = error
+        else:
+            raise StationGone(f"the GPU can't be opened: {reason}") from reason
         if found != device:
             raise StationGone(f"this GPU is a {found.uid}, not a {device.uid}")
 
@@ -77,7 +81,7 @@ class LocalStation:
             status, what, blameless = Status.CRASHED, str(error), False
         except Died as error:
             status, what, blameless = Status.CRASHED, str(error), error.killed
-        worker.kill()
+        worker.discard()
         config = worker.doing
         if blameless or not isinstance(config, Config):
             raise JobLost(what)

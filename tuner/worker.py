@@ -51,10 +51,14 @@ class Worker:
         self._environment = dict(environment or {})
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._is_discarded = False
         self._closed = False
 
     def call(self, function: Callable[..., Answer], *arguments: object, limit_s: float) -> Answer:
-        """What the function, which must be importable, returns. Raises TimedOut once it tells nothing for `limit_s`; Died; TRAVELLING."""
+        """What the function, which must be importable, returns.
+
+        Raises Died; TimedOut once it tells nothing for `limit_s`; TRAVELLING; StationGone if a process to replace can't be ended.
+        """
         self.doing = None
         process, pipe = self._running()
         try:
@@ -68,23 +72,17 @@ class Worker:
                 self.doing = value
         except (EOFError, ConnectionError):
             wait([process.sentinel], END_LIMIT_S)  # its own way to end is the news: no signal before it has ended
-            self.kill()
+            self.discard()
+            self._bury(process, pipe)
             raise Died(process.exitcode) from None
-        self.kill()
+        self.discard()
         raise TimedOut(f"no sign of life for {limit_s:g} s")
 
-    def kill(self) -> None:
-        """End the process, and what it started. Raises StationGone where it can't be ended."""
-        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
-        if process is None or pipe is None:
-            return
-        kill_group(process)
-        gone = wait([process.sentinel], END_LIMIT_S)
-        pipe.close()
-        if not gone:
-            raise StationGone(f"process {process.pid} can't be killed: its GPU may need a reset")
-        with _starting:
-            process.join()
+    def discard(self) -> None:
+        """Kill the process, and what it started; the next call gets another."""
+        if self._process is not None:
+            kill_group(self._process)
+            self._is_discarded = True
 
     def close(self) -> None:
         """End the process for good; from any thread, a call under way in another one then raises Died."""
@@ -96,7 +94,9 @@ class Worker:
 
     def _running(self) -> tuple[BaseProcess, Connection]:
         if self._process is not None and self._pipe is not None:
-            return self._process, self._pipe
+            if not self._is_discarded:
+                return self._process, self._pipe
+            self._bury(self._process, self._pipe)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["kernels.launch"])  # torch and Triton: imported once for all workers
         with _starting:
@@ -107,6 +107,14 @@ class Worker:
             self._process.start()
         theirs.close()
         return self._process, self._pipe
+
+    def _bury(self, process: BaseProcess, pipe: Connection) -> None:
+        if not wait([process.sentinel], END_LIMIT_S):
+            raise StationGone(f"process {process.pid} can't be killed: its GPU may need a reset")
+        pipe.close()
+        with _starting:
+            process.join()
+        self._process, self._pipe, self._is_discarded = None, None, False
 
 
 def kill_group(process: BaseProcess) -> None:
