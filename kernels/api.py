@@ -141,7 +141,7 @@ def forget_plans() -> None:
     if plans.has_triton():
         from kernels import dispatch
 
-        dispatch.record_index.cache_clear()
+        dispatch.forget_records()
 
 
 def _clear() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,9 +50,29 @@ class Choice:
         return (Tier.TORCH if self.launch is None and self.pick.config.variant != TORCH_VARIANT else self.pick.tier).name.lower()
 
 
-@functools.cache
+_indexes: dict[str, RecordIndex] = {}
+_reading = threading.RLock()
+os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)
+
+
 def record_index(arch: str) -> RecordIndex:
-    """All records of an architecture, read once a process. A database that can't be read is a miss and one log line."""
+    """All records of an architecture, read once a process. A database that can't be read is a miss and one log line.
+
+    Of several threads one reads and tells, and the others wait. A fork waits too: its child could never take the locks that SQLite and
+    this function held in another thread.
+    """
+    with _reading:
+        if arch not in _indexes:
+            _indexes[arch] = _read_index(arch)
+        return _indexes[arch]
+
+
+def forget_records() -> None:
+    """Read the databases again when they are next asked for."""
+    _indexes.clear()
+
+
+def _read_index(arch: str) -> RecordIndex:
     layers = []
     for path in read_settings().databases:
         if not os.path.exists(path):  # False, not an error, where a folder may not be searched

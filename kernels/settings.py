@@ -17,7 +17,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`backend` from RMSNORM_BACKEND; `databases` in order of priority from RMSNORM_TUNING_DB, or the user's own file."""
+    """`backend` from RMSNORM_BACKEND; `databases` in order of priority from RMSNORM_TUNING_DB, then the user's own if there is a home."""
 
     backend: str
     databases: tuple[Path, ...]
@@ -33,7 +33,8 @@ def read_settings() -> Settings:
     if backend not in BACKENDS:
         raise SettingsError(f"RMSNORM_BACKEND is {backend!r}; use one of {', '.join(BACKENDS)}")
     named = [Path(os.path.expanduser(entry)) for entry in os.environ.get("RMSNORM_TUNING_DB", "").split(os.pathsep) if entry]
-    return Settings(backend, (*named, user_database()))
+    own = user_database()
+    return Settings(backend, (*named, own) if own else (*named,))
 
 
 def interpreting() -> bool:
@@ -41,6 +42,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "yes", "y")
 
 
-def user_database() -> Path:
-    """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies)."""
-    return Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False)) / "tuning.sqlite"
+def user_database() -> Path | None:
+    """The user's own database, in the platform's data directory (not the cache directory: it holds work, not copies).
+
+    None where the user has no home directory.
+    """
+    try:
+        folder = Path(platformdirs.user_data_dir("tuned-rmsnorm", appauthor=False))
+    except RuntimeError:  # what newer platformdirs say; older ones answer with a relative path
+        return None
+    return folder / "tuning.sqlite" if folder.is_absolute() else None

@@ -1,6 +1,7 @@
 """What every test gets: Triton's interpreter where there is no GPU, a data directory of its own, and no plans of another test."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm GPU"))
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A database of two trials, which are the records of two problems."""
+    from databases import PROBLEM, fill, make_trial
+
+    return fill(tmp_path / "a.db", make_trial("t1"), make_trial("t2", 40.0, problem=replace(PROBLEM, cols=4096)))
 
 
 @pytest.fixture(autouse=True)

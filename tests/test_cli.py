@@ -85,9 +85,9 @@ def in_process(swept: tuple[Shop, str], monkeypatch: pytest.MonkeyPatch) -> CliR
     """Runs commands that compile nothing, on the swept database."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("RMSNORM_TUNING_DB", str(swept[0].database))
-    from kernels.dispatch import record_index
+    from kernels.dispatch import forget_records
 
-    record_index.cache_clear()
+    forget_records()
     return CliRunner()
 
 
@@ -109,7 +109,7 @@ def test_the_command_line_imports_neither_torch_nor_rich() -> None:
 def test_help_documents_the_exit_codes() -> None:
     result = CliRunner().invoke(main, ["--help"], terminal_width=200)
     assert "0 all went well, 1 something failed, 2 wrong usage, 130 interrupted" in result.output
-    for name in ("sweep", "status", "show", "explain", "export", "import", "devices", "doctor", "regret"):
+    for name in ("sweep", "status", "show", "explain", "export", "import", "devices", "doctor", "regret", "merge"):
         assert f"\n  {name} " in result.output
         assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
@@ -217,6 +217,7 @@ def test_no_line_is_longer_than_the_terminal(swept: tuple[Shop, str], in_process
         (["sweep", "--arch", "sm_91"], 2, "'sm_91' is none of sm_80, sm_86"),
         (["sweep", "--dtype", "int8"], 2, "'int8' is none of float16, bfloat16, float32"),
         (["sweep", "--rows", "0"], 2, "'0' is no positive whole number"),
+        (["sweep", "--rows", "9" * 5000, "--cols", "1"], 2, "is no positive whole number below 2**48"),
         (["sweep", "--workload", "quick", "--arch", "sm_90", "--cols", "7"], 2, "of workload quick has --cols 7"),
         (["sweep", "--workload", "absent.yaml", "--arch", "sm_90"], 1, "'absent.yaml' is neither one of quick, llm, full"),
         (["sweep", "--gpus", "one"], 2, "'one' is neither the number of a GPU nor `all`"),
@@ -249,7 +250,7 @@ def test_a_broken_workload_names_file_line_and_key(in_process: CliRunner, tmp_pa
     file.write_text("problems:\n  - {x_dtype: bfloat16, w_dtype: same, rows: 1,\n     cols: wide}\n")
     result = invoke(in_process, "sweep", "--arch", "sm_90", "--workload", str(file))
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {file}, line 3, key `cols`: 'wide' is no positive whole number\n"
+    assert result.stderr == f"Error: {file}, line 3, key `cols`: 'wide' is no positive whole number below 2**48\n"
 
 
 def test_a_bad_setting_is_one_line(in_process: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,9 +323,9 @@ def test_explain_gives_the_record_and_what_came_without_it(in_process: CliRunner
     explained = json.loads(invoke(in_process, "explain", "1", "512", "--arch", "sm_90", "--json").output)
     assert explained["assumed_device"] is True
     assert explained["fresh"] is True
-    assert explained["pick"]["record"] == record
+    assert {**explained["pick"]["record"], "has_trials": not explained["imported"]} == record
     assert (explained["pick"]["tier"], explained["pick"]["distance"]) == ("modelled", 0)
-    assert explained["otherwise"]["record"] == other
+    assert {**explained["otherwise"]["record"], "has_trials": True} == other
     text = invoke(in_process, "explain", "1", "512", "--arch", "sm_90").output
     for part in ("6 of 8, modelled", "assumed", "fresh", "otherwise"):
         assert part in text
@@ -342,7 +343,9 @@ def test_export_and_import_keep_every_record(in_process: CliRunner, tmp_path: Pa
     assert invoke(in_process, "export").output == exported.read_text()
     assert "2 records taken" in invoke(in_process, "import", "--db", copy, str(exported), columns=400).output
     assert invoke(in_process, "export", "--db", copy).output == exported.read_text()
-    assert " trials taken" in invoke(in_process, "import", "--db", copy, str(swept[0].database)).output
+    assert json.loads(invoke(in_process, "show", "--db", copy, "--json").output)[0]["has_trials"] is False
+    invoke(in_process, "merge", str(swept[0].database), "--into", copy)
+    assert invoke(in_process, "show", "--db", copy, "--json").output == invoke(in_process, "show", "--json").output
 
 
 def test_devices_lists_databases_and_architectures(in_process: CliRunner) -> None:

@@ -16,8 +16,8 @@ from tuning_db.model import Status
 from tuning_db.store import open_for_reading
 
 ROOT = Path(__file__).parents[1]
-DIFFERING = {"uid", "sweep_uid", "race_uid", "trial_uid"}
-"""Columns with random values."""
+DIFFERING = {"uid", "sweep_uid", "race_uid", "trial_uid", "checksum"}
+"""Columns with random values, and the sum over them."""
 
 
 def contents(path: Path) -> dict[str, Counter[Any]]:

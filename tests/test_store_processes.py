@@ -1,5 +1,6 @@
 """The database under many processes and under kill -9: nothing reported as committed is ever lost."""
 
+import json
 import random
 import signal
 import sqlite3
@@ -12,18 +13,17 @@ import pytest
 
 from tuning_db import store
 from tuning_db.derive import derive_record
-from tuning_db.errors import DatabaseError
 from tuning_db.model import Device
 from tuning_db.schema import is_local
 from tuning_db.store import open_for_writing, read_records
 
 DEVICE = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
 WRITER = """
-import sys
+import sys, time
 from tuning_db.model import Config, Device, Measurement, Problem, Role, Status, Sweep, Trial
 from tuning_db.store import open_for_writing
 
-path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, name, count, pause_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 device = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352)
 
 def trial(at, part):
@@ -39,13 +39,33 @@ with open_for_writing(path) as database:
     for at in range(count):
         database.add_trials([trial(at, part) for part in range(3)])
         print(f"{name}-{at}", flush=True)
+        time.sleep(pause_s)
+    sys.stdin.read()
+"""
+READER = """
+import json, sys
+from tuning_db.errors import DatabaseError
+from tuning_db.store import read_records
+
+try:
+    print(json.dumps([record.trial_uid for record in read_records(sys.argv[1], "sm_90")[1]]))
+except DatabaseError as error:
+    print(json.dumps(str(error)))
 """
 
 
-def start_writer(path: Path, name: str, count: int) -> subprocess.Popen:
-    root = Path(store.__file__).parents[1]
-    command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_writer(path: Path, name: str, count: int, pause_s: float = 0.0) -> subprocess.Popen:
+    return start(WRITER, str(path), name, str(count), str(pause_s))
+
+
+def start_reader(path: Path) -> subprocess.Popen:
+    return start(READER, str(path))
+
+
+def start(source: str, *arguments: str) -> subprocess.Popen:
+    """A Python process; the writer ends when its stdin does, which `communicate` closes."""
+    root, pipe = Path(store.__file__).parents[1], subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", source, *arguments], cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def races_of(path: Path) -> set[str]:
@@ -65,28 +85,33 @@ def races_of(path: Path) -> set[str]:
     return set(parts)
 
 
-def test_eight_processes_create_and_fill_one_file_while_readers_start(tmp_path: Path) -> None:
+def test_64_processes_start_on_a_file_that_8_create_and_fill(tmp_path: Path) -> None:
+    """Each reads once, as the first call of a process does. Those that start after the first commit find records, whoever is writing."""
     path, count = tmp_path / "new" / "a.db", 40
-    writers = [start_writer(path, f"w{at}", count) for at in range(8)]
-    seen, misses = [0], []
+    writers = [start_writer(path, f"w{at}", count, pause_s=0.1) for at in range(8)]
+    early = [start_reader(path) for _ in range(32)]
+    late = []
     try:
-        while any(writer.poll() is None for writer in writers):
-            try:
-                seen.append(len(read_records(path, "sm_90")[1]))
-            except DatabaseError as error:
-                misses.append(str(error))
-            time.sleep(0.005)
-        for writer in writers:
-            assert writer.wait() == 0, writer.stderr.read()
+        first = writers[0].stdout.readline()
+        late = [start_reader(path) for _ in range(32)]
+        read = [json.loads(reader.communicate(timeout=60)[0]) for reader in early + late]
+        reported = [writer.communicate(timeout=60) for writer in writers]  # they hold the file open until now
     finally:
-        for writer in writers:
-            writer.kill()
-            writer.communicate()
+        for process in writers + early + late:
+            process.kill()
+            process.wait()
+    assert [(process.returncode, errors) for process, (_, errors) in zip(writers, reported, strict=True)] == [(0, "")] * 8
+    assert first == "w0-0\n"
     assert races_of(path) == {f"w{writer}-{at}" for writer in range(8) for at in range(count)}
-    assert seen == sorted(seen)
-    assert len(set(seen)) > 1  # read between the first commit and the last
-    expected = ("does not exist", "schema version 0", "locked by another process")
+    misses = [seen for seen in read[:32] if isinstance(seen, str)]
+    expected = ("does not exist", "has schema version 0", "has schema version 1", "locked by another process")
     assert [miss for miss in misses if not any(part in miss for part in expected)] == []
+    hits = [seen for seen in read[:32] if not isinstance(seen, str)] + read[32:]
+    assert all(isinstance(seen, list) and seen for seen in read[32:]), read[32:]
+    with open_for_writing(path) as database:
+        trials = {trial.uid for trial in database.trials(DEVICE.uid)}
+    assert all(set(seen) <= trials for seen in hits)
+    assert min(map(len, read[32:])) < count  # some read before the last problem had a record
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")

@@ -21,6 +21,7 @@ from tuner.measure import Bench
 from tuner.station import LocalStation
 from tuner.tuning import TORCH
 from tuner.unfinished import unfinished
+from tuning_db.errors import DatabaseError
 from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
@@ -283,6 +284,33 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(lab: Lab, store: Store) -
     assert {record.problem for record in run(lab, store, rest)} == set(PROBLEMS)
     assert unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE) == []
     assert [sweep.state for sweep in store.sweeps()] == ["interrupted", "finished"]
+
+
+def test_a_clock_that_was_set_back_makes_no_race_older(lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.times = {FIRST: 10.0}
+    run(lab, store)
+    for year in ("2020", "2010"):
+        monkeypatch.setattr("tuner.trials.now", lambda year=year: f"{year}-01-01T00:00:00.000000+00:00")
+        lab.times = {FIRST: 15.0 if year == "2020" else 12.0, SECOND: 10.0 if year == "2020" else 11.0}
+        (record,) = run(lab, store)
+        assert record == store.records(DEVICE.uid)[0]
+        assert (record.config, record.median_us) == (SECOND, lab.times[SECOND])
+
+
+def test_a_full_disk_ends_a_sweep_that_goes_on_later(lab: Lab, store: Store) -> None:
+    lab.times = {FIRST: 10.0}
+
+    def fill_the_disk(event: Event) -> None:
+        if isinstance(event, Finished):
+            (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+            store._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(DatabaseError, match="free some space"):
+        run(lab, store, PROBLEMS, fill_the_disk)
+    assert [record.problem for record in store.records()] == PROBLEMS[:1]
+    assert {trial.problem for trial in store.trials(DEVICE.uid)} == {PROBLEMS[0]}
+    store._connection.execute("PRAGMA max_page_count = 1000000")
+    assert {record.problem for record in run(lab, store, unfinished(PROBLEMS, store.records(), Source.MEASURED, DEVICE))} == set(PROBLEMS)
 
 
 def test_the_budget_ends_between_two_problems(lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -172,13 +173,14 @@ def show(
     """The database's records as a table."""
     with open_for_reading(_database(db)) as store:
         known = [record for record in store.records(device) if source in (None, record.source.value)]
+        imported = set(store.records_without_trials())
     records = [record for record in known if Filter((), dtype, rows, cols).passes(record.problem)]
     if as_json:
-        click.echo(json.dumps([to_dict(record) for record in records], indent=2))
+        click.echo(json.dumps([{**to_dict(record), "has_trials": record not in imported} for record in records], indent=2))
         return
     from tuner import display, listings
 
-    listings.print_records(display.console(), records)
+    listings.print_records(display.console(), records, imported)
 
 
 @main.command(epilog=EPILOG, short_help="Which config would run, and why.")
@@ -271,29 +273,43 @@ def report(arch: str | None, output: Path, db: Path | None) -> None:
     from kernels.settings import read_settings
     from tuner.report.records import gathered, write_report
 
-    paths = [db] if db else [path for path in read_settings().databases if path.exists()]
+    paths = [db] if db else [path for path in read_settings().databases if os.path.exists(path)]
     try:
         click.echo(f"{write_report(gathered(paths, arch, shipped=db is None), output)}")
     except OSError as error:
         raise click.ClickException(f"can't write to {output}: {error.strerror}") from error
 
 
-@main.command("import", epilog=EPILOG, short_help="Take in JSON Lines or databases.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@main.command("import", epilog=EPILOG, short_help="Take in JSON Lines.")
+@click.argument("files", nargs=-1, required=True, type=options.existing_file)
 @options.db_option
 def import_files(files: tuple[Path, ...], db: Path | None) -> None:
-    """Take in exported JSON Lines, or whole databases with their trials."""
+    """Take in exported JSON Lines: records, which yield to those that have trials here."""
     with open_for_writing(_database(db)) as store:
         for file in files:
-            with file.open("rb") as opened:
-                is_database = opened.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+            content = file.read_bytes()
+            if content.startswith(SQLITE_MAGIC):
+                raise click.ClickException(f"{file} is a database: `python -m tuner merge {file}` takes it in with its trials")
             try:
-                added = f"{store.merge(file)} trials" if is_database else f"{store.import_jsonl(file.read_text('utf-8'))} records"
+                used = store.import_jsonl(content.decode("utf-8"), origin=str(file))
             except UnicodeDecodeError as error:
-                raise click.ClickException(f"{file} is neither JSON Lines nor a tuning database") from error
-            except DatabaseError as error:
-                raise click.ClickException(f"{file}: {error}") from error
-            click.echo(f"{file}: {added} taken into {store.path}")
+                raise click.ClickException(f"{file} is no JSON Lines: {error}") from error
+            click.echo(f"{file}: {used} records taken into {store.path}")
+
+
+@main.command(epilog=EPILOG, short_help="Bring databases together.")
+@click.argument("files", nargs=-1, required=True, type=options.existing_file)
+@click.option("--into", type=options.path, help="This database file instead of the usual one; it is created if need be.")
+def merge(files: tuple[Path, ...], into: Path | None) -> None:
+    """Take other databases in, with all their trials, and derive the records anew.
+
+    The result is the same in whatever order the files come, and however often. Where one can't be read, none is taken in.
+    """
+    from tuner import display, listings
+
+    with open_for_writing(_database(into)) as store:
+        merged = store.merge(*files)
+        listings.print_merged(display.console(), store, merged)
 
 
 @main.command(epilog=EPILOG, short_help="GPUs and devices that are known.")
@@ -304,7 +320,7 @@ def devices() -> None:
     from tuner import display, listings
 
     with ExitStack() as stack:
-        stores = [stack.enter_context(open_for_reading(path)) for path in read_settings().databases if path.exists()]
+        stores = [stack.enter_context(open_for_reading(path)) for path in read_settings().databases if os.path.exists(path)]
         listings.print_devices(display.console(), [describe(index) for index in range(gpu_count())], stores)
 
 
@@ -412,5 +428,7 @@ def _database(db: Path | None) -> Path:
     for path in databases:
         if db or is_writable(path):
             return path
+    if not databases:
+        raise click.ClickException("this user has no home directory for a database: name a file by RMSNORM_TUNING_DB or --db")
     listed = ", ".join(map(str, databases))
     raise click.ClickException(f"none of {listed} can be written: name a file by RMSNORM_TUNING_DB or --db")

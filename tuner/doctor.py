@@ -91,7 +91,7 @@ def _databases() -> Iterator[Finding]:
     devices = [describe(index) for index in range(gpu_count())] or [architectures()["sm_90"].device]
     paths = read_settings().databases
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             yield Finding("database", f"{path} does not exist yet" + ("" if is_writable(path) else ", and can't be created"))
             continue
         kind = "local disk" if is_local(path) else "shared file system"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kernels.dispatch import pick_config, record_index
@@ -10,16 +11,21 @@ from kernels.provenance import is_todays
 from kernels.settings import read_settings
 from tuning_db.lookup import Pick, RecordIndex
 from tuning_db.model import Device, Problem, Record, to_dict
+from tuning_db.store import open_for_reading
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The ladder's answer, and what it would be without the record that it rests on (None if it rests on none)."""
+    """The ladder's answer, and what it would be without the record that it rests on (None if it rests on none).
+
+    imported: that record's trials are not in the database it came from. What ships has none.
+    """
 
     problem: Problem
     device: Device
     pick: Pick
     otherwise: Pick | None
+    imported: bool
 
     @property
     def fresh(self) -> bool:
@@ -32,6 +38,7 @@ class Explanation:
             "backend": read_settings().backend,
             "pick": _plain(self.pick),
             "fresh": self.fresh,
+            "imported": self.imported,
             "otherwise": self.otherwise and _plain(self.otherwise),
         }
 
@@ -41,7 +48,14 @@ def explain(problem: Problem, device: Device) -> Explanation:
     index = record_index(device.arch)
     pick = pick_config(problem, device, index=index)
     otherwise = pick_config(problem, device, index=_without(index, pick.record)) if pick.record else None
-    return Explanation(problem, device, pick, otherwise)
+    return Explanation(problem, device, pick, otherwise, _is_imported(pick))
+
+
+def _is_imported(pick: Pick) -> bool:
+    if pick.record is None or pick.layer == "shipped":
+        return False
+    with open_for_reading(Path(pick.layer)) as store:
+        return pick.record in store.records_without_trials()
 
 
 def _without(index: RecordIndex, record: Record) -> RecordIndex:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from kernels.provenance import is_current, is_todays
 from tuner.architectures import architectures
-from tuner.display import count, fraction, message, microseconds, problem_label, ratio, table
+from tuner.display import ROWS_SHOWN, count, fraction, message, microseconds, problem_label, ratio, table
 from tuner.explain import Explanation
 from tuner.fleet import FAULTS
 from tuning_db.lookup import Pick
+from tuning_db.merged import Merged
 from tuning_db.model import Device, Record, Source, Status, Tier
 from tuning_db.store import Store
 
@@ -39,6 +40,9 @@ def print_status(console: Console, store: Store) -> None:
         failed = ", ".join(f"{number} {status.value}" for status, number in trials.items() if status is not Status.OK)
         if trials:
             message(console, f"{count(sum(trials.values()), 'trial')}, failed: {failed or 'none'}.")
+        imported = sum(record.device_uid == device.uid for record in store.records_without_trials())
+        if imported:
+            message(console, f"{count(imported, 'record')} imported without trials.")
         console.print()
     for arch in sorted({device.arch for device in store.devices()}):
         barred = [trial for trial in store.trials_with(arch, FAULTS) if is_current(trial)]
@@ -57,17 +61,41 @@ def print_status(console: Console, store: Store) -> None:
     message(console, f"in {store.path}")
 
 
-def print_records(console: Console, records: Sequence[Record]) -> None:
-    """One table per device."""
+def print_records(console: Console, records: Sequence[Record], imported: Collection[Record]) -> None:
+    """One table per device; `imported` are those without trials."""
     numbers = ("µs", "of copy", "heuristic", "PyTorch")
     for uid in sorted({record.device_uid for record in records}):
         made = table(f"{uid}; times faster than heuristic and PyTorch", "problem", "config", *numbers, "kind", right=numbers)
         for record in records:
             if record.device_uid == uid:
-                kind = record.source.value + ("" if is_todays(record) else ", stale")
+                kind = record.source.value + (", imported" if record in imported else "") + ("" if is_todays(record) else ", stale")
                 made.add_row(problem_label(record.problem), str(record.config), *_figures(record), kind)
         console.print(made)
     message(console, f"{count(len(records), 'record')}.")
+
+
+def print_merged(console: Console, store: Store, merged: Merged) -> None:
+    """What each file brought, what the database holds now, and what the files contradict each other in."""
+    for path, new in merged.new_trials.items():
+        message(console, f"{path}: {count(new, 'new trial')}")
+    records, imported = store.records(), store.records_without_trials()
+    held = f"{count(len(records), 'record')} of {count(len(store.devices()), 'device')}"
+    message(console, f"in {store.path}: {held}, {len(imported)} of them imported without trials")
+    if merged.split_uids:
+        listed = ", ".join(merged.split_uids[:ROWS_SHOWN])
+        message(console, f"{count(len(merged.split_uids), 'trial')} edited after being written; both versions are kept: {listed}")
+    if not merged.disputes:
+        return
+    numbers = ("µs", "measured")
+    made = table("Where the files name different winners: what is kept, then the others", "problem", "config", *numbers, right=numbers)
+    for dispute in merged.disputes[:ROWS_SHOWN]:
+        for record in dispute:
+            problem = problem_label(record.problem) if record is dispute[0] else ""
+            made.add_row(problem, str(record.config), microseconds(record.median_us), moment(record.created_at))
+    console.print(made)
+    if len(merged.disputes) > ROWS_SHOWN:
+        message(console, f"{len(merged.disputes) - ROWS_SHOWN} more are not shown.")
+    message(console, "All trials are kept. The newest race decides, and where there are no trials, the newest record.")
 
 
 def print_explanation(console: Console, explanation: Explanation, assumed: bool, backend: str) -> None:
@@ -84,7 +112,7 @@ def print_explanation(console: Console, explanation: Explanation, assumed: bool,
         facts.add_row("from", pick.layer)
         if record.problem != problem or record.device_uid != device.uid:
             facts.add_row("record of", f"{record.problem} on {record.device_uid}, distance {pick.distance:.2f}")
-        facts.add_row("evidence", _evidence(record))
+        facts.add_row("evidence", _evidence(record) + ("; imported, without its trials" if explanation.imported else ""))
         age = "fresh" if explanation.fresh else "stale: the kernels or Triton changed since; sweep again"
         versions = f"triton {record.triton_version}, torch {record.torch_version}"
         facts.add_row("made", f"{moment(record.created_at)} UTC with {versions}; {age}")

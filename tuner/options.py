@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from tuner.workloads import positive_number
 from tuning_db.model import DTYPES, OPS
 
 Decorator: TypeAlias = Callable[[Any], Any]
@@ -28,9 +29,10 @@ class Duration(click.ParamType):
 
 
 def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise click.BadParameter(f"{text!r} is no positive whole number")
-    return int(text)
+    number = positive_number(text)
+    if number is None:
+        raise click.BadParameter(f"{text!r} is no positive whole number below 2**48")
+    return number
 
 
 def gpu(text: str) -> int | None:
@@ -86,6 +88,7 @@ def several(name: str, check: Callable[[str], Any], text: str) -> Decorator:
 
 
 path = click.Path(dir_okay=False, path_type=Path)
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 db_option = click.option("--db", type=path, help="This database file instead of the usual one.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable JSON on stdout.")
 rows_option = several("--rows", positive, "Only these numbers of rows.")

@@ -73,7 +73,7 @@ class Session:
 
     def _read(self) -> list[Record]:
         """The device's records; none if there is no file."""
-        records = read_records(self.path, self.device.arch)[1] if self.path.exists() else []
+        records = read_records(self.path, self.device.arch)[1] if os.path.exists(self.path) else []
         return [record for record in records if record.device_uid == self.device.uid]
 
     def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
@@ -99,6 +99,6 @@ class Session:
 
 def is_writable(path: Path) -> bool:
     """Whether a file, and what SQLite puts beside it, can be written or created."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # unlike Path's own never an error
     writable = folder.is_dir() and os.access(folder, os.W_OK)
-    return writable and (not path.exists() or (path.is_file() and os.access(path, os.W_OK)))
+    return writable and (not os.path.exists(path) or (path.is_file() and os.access(path, os.W_OK)))

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import torch
 import triton
@@ -18,9 +19,9 @@ from tuner.architectures import Architecture
 from tuner.events import Faulted, Finished, Started, Watch
 from tuner.fleet import FAULTS, outcomes
 from tuner.jobs import Job, Station
-from tuner.trials import now
+from tuner.trials import later, now
 from tuning_db.lookup import RecordIndex
-from tuning_db.model import Config, Device, Problem, Status, Sweep, Tier, canonical_json
+from tuning_db.model import Config, Device, Problem, Status, Sweep, Tier, Trial, canonical_json
 from tuning_db.store import Store
 
 
@@ -50,17 +51,25 @@ def sweep(
                 if isinstance(event, Job):
                     watch(Started(event.problem, done, len(jobs), *stations[0].progress))
                     continue
-                records = store.add_trials(event.trials)
-                problem, trials = event.job.problem, len(event.trials) + faulted[event.job]
-                for trial in event.trials:
+                trials = _dated(event.trials, store)
+                records = store.add_trials(trials)
+                for trial in trials:
                     if trial.status in FAULTS:
                         watch(Faulted(trial))
                 if not event.finished:
-                    faulted[event.job] += len(event.trials)
+                    faulted[event.job] += len(trials)
                     continue
                 done += 1
-                failed = sum(trial.status is not Status.OK for trial in event.trials) + faulted[event.job]
-                watch(Finished(problem, records[0] if records else None, trials, failed, event.note))
+                failed = sum(trial.status is not Status.OK for trial in trials) + faulted[event.job]
+                record = records[0] if records else None
+                watch(Finished(event.job.problem, record, len(trials) + faulted[event.job], failed, event.note))
+
+
+def _dated(trials: Sequence[Trial], store: Store) -> list[Trial]:
+    """The trials of one problem, made no earlier than those that are known of it: the newest race decides, and this is it."""
+    known = (trial.created_at for first in trials[:1] for trial in store.trials(first.device_uid, first.problem))
+    newest = max(known, default="")
+    return [replace(trial, created_at=later(trial.created_at, newest)) for trial in trials]
 
 
 def _incumbent(problem: Problem, device: Device, known: RecordIndex) -> Config | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import torch
 import triton
@@ -59,3 +59,13 @@ class TrialBook:
 def now() -> str:
     """UTC to the microsecond, ISO 8601: sorts by time as text."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def later(moment: str, known: str) -> str:
+    """`moment`, or a microsecond after `known` where the clock was set back since."""
+    if moment > known:
+        return moment
+    try:
+        return (datetime.fromisoformat(known) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    except ValueError:  # no sweep wrote that
+        return moment

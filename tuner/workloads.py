@@ -39,10 +39,18 @@ def load_workload(name_or_path: str) -> list[Problem]:
     return parse_workload(text, origin)
 
 
+def positive_number(text: str) -> int | None:
+    """A positive whole number below 2^48, more than any GPU has bytes; None if that is not what the text says."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else 0
+    return number if 0 < number < 2**48 else None
+
+
 def parse_workload(text: str, origin: str) -> list[Problem]:
     """The Problems of a workload's text. Raises WorkloadError."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise WorkloadError(f"{origin}: it is nested too deeply; a workload is a list of flat blocks") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -113,10 +121,11 @@ def _values(node: Any, origin: str, key: str, allowed: tuple[str, ...] | None, d
             if text not in allowed:
                 raise WorkloadError(f"{where}: {text!r} is none of {', '.join(allowed)}")
             values.append(text)
-        elif not (isinstance(text, str) and text.isascii() and text.isdigit() and int(text) > 0):
-            raise WorkloadError(f"{where}: {text!r} is no positive whole number")
         else:
-            values.append(int(text))
+            number = positive_number(text)
+            if number is None:
+                raise WorkloadError(f"{where}: {text!r} is no positive whole number below 2**48")
+            values.append(number)
     if not values:
         raise WorkloadError(f"{origin}, line {node.start_mark.line + 1}, key `{key}`: the list is empty")
     return values

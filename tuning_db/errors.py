@@ -25,4 +25,8 @@ class DatabaseError(Exception):
             return cls(f"{path} is a directory: {OTHER_FILE}")
         if "locked" in str(error):
             return cls(f"{path} is locked by another process: try again when that has ended, or {OTHER_FILE}")
+        if "full" in str(error) or "disk I/O" in str(error):
+            return cls(f"{path} can't be written further ({error}): free some space; what was recorded before is kept")
+        if isinstance(error, OSError) or "readonly" in str(error) or "unable to open" in str(error):
+            return cls(f"{path} can't be opened ({error}): allow this user to use it and its folder, or {OTHER_FILE}")
         return cls(f"{path} can't be used ({error}): restore it from a copy, move it away and sweep again, or {OTHER_FILE}")

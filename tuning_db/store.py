@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuning_db.derive import derive_record, source_of
 from tuning_db.errors import OTHER_FILE, DatabaseError
 from tuning_db.jsonl import read_jsonl, write_jsonl
+from tuning_db.merged import Key, Merged, age_order, device_order, disputes, key_of, sweep_order
 from tuning_db.model import Device, Problem, Record, Status, Sweep, Trial
-from tuning_db.rows import PROBLEM, SCHEMA_VERSION, Noun, device_from_row, problem_values, record_from_row, row_of, trial_from_row
+from tuning_db.rows import (
+    PROBLEM,
+    SCHEMA_VERSION,
+    Noun,
+    checksum,
+    device_from_row,
+    problem_values,
+    record_from_row,
+    row_of,
+    sweep_from_row,
+    trial_from_row,
+)
 
 READ_TIMEOUT_S = 0.2
 WRITE_TIMEOUT_S = 30.0
@@ -62,6 +76,7 @@ class Store:
         self.path = path
         self._connection = connection
         self._connection.row_factory = sqlite3.Row
+        self._has_warned = False
 
     def __enter__(self) -> Store:
         return self
@@ -76,7 +91,7 @@ class Store:
         return self._select(device_from_row, "SELECT * FROM device WHERE ? IN (arch, '') ORDER BY uid", arch or "")
 
     def sweeps(self) -> list[Sweep]:
-        return self._select(lambda row: Sweep(**dict(row)), "SELECT * FROM sweep ORDER BY started_at, uid")
+        return self._select(sweep_from_row, "SELECT * FROM sweep ORDER BY started_at, uid")
 
     def outcomes(self, device_uid: str) -> dict[Status, int]:
         """How many trials of a device ended in which way."""
@@ -100,6 +115,10 @@ class Store:
         query = "SELECT record.* FROM record JOIN device ON device.uid = device_uid WHERE ? IN (device_uid, '') AND ? IN (arch, '')"
         return self._select(record_from_row, f"{query} ORDER BY device_uid, source, {', '.join(PROBLEM)}", device_uid or "", arch or "")
 
+    def records_without_trials(self) -> list[Record]:
+        """Records that were imported: the trial they name is not in this file."""
+        return self._select(record_from_row, "SELECT * FROM record WHERE trial_uid NOT IN (SELECT uid FROM trial)")
+
     def export(self, arch: str | None = None) -> str:
         """Records, and the devices that have any, as `write_jsonl` writes them."""
         records = self.records(arch=arch)
@@ -121,29 +140,41 @@ class Store:
     def add_trials(self, trials: Sequence[Trial]) -> list[Record]:
         """Add trials whose uid is new, and derive anew, and return, the records of the problems they belong to."""
         with self._transaction():
-            return self._add_trials(trials)[1]
+            changed = itertools.chain.from_iterable(map(self._add_trial, trials))
+            keys = {(t.device_uid, source_of(t.measurement), t.problem) for t in changed if t.final and t.measurement}
+            records = [record for key in sorted(keys) if (record := self._derive(key))]
+            for record in records:
+                self._insert("record", record, "REPLACE")
+        return records
 
-    def merge(self, other_path: str | os.PathLike[str]) -> int:
-        """Take in another tuning database and return how many trials were new; doing so twice changes nothing."""
-        with open_for_reading(Path(other_path)) as other:
-            devices, sweeps, records = other.devices(), other.sweeps(), other.records()
-            trials = [trial for device in devices for trial in other.trials(device.uid)]
+    def merge(self, *paths: str | os.PathLike[str]) -> Merged:
+        """Take in other tuning databases, all of them or none, and derive the records anew.
+
+        The result is the same in whatever order the files come, and however often. Rows that are damaged in one file are taken from
+        another. DatabaseError names the file that can't be read; this one is then as it was.
+        """
+        self._connection.execute("PRAGMA foreign_keys = OFF")  # trials whose sweep is damaged in their file are evidence all the same
+        try:
+            with self._transaction():
+                found, new = self.records(), {}
+                for path in map(Path, paths):
+                    with open_for_reading(path) as other:
+                        new[path] = self._take(other)
+                        found += other.records()
+                derived = self._derive_all()
+                self._settle(record for record in found if key_of(record) not in derived)
+                kept = {key_of(record): record for record in self.records()}
+        finally:
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        return Merged(new, self._split_uids(), disputes(kept, found))
+
+    def import_jsonl(self, text: str, origin: str = "JSON Lines") -> int:
+        """Take in exported records and return how many were used: where there are no trials, the newest."""
+        devices, records = read_jsonl(text, origin)
         with self._transaction():
             for device in devices:
                 self._add_device(device)
-            for sweep in sweeps:
-                self._add_sweep(sweep)
-            added, _ = self._add_trials(trials)
-            self._import_records(records)
-        return added
-
-    def import_jsonl(self, text: str) -> int:
-        """Take in exported records and return how many were used: those newer than a record that has no trials here either."""
-        devices, records = read_jsonl(text)
-        with self._transaction():
-            for device in devices:
-                self._add_device(device)
-            return self._import_records(records)
+            return self._settle(records)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -163,43 +194,77 @@ class Store:
 
     def _insert(self, table: str, noun: Any, conflict: str) -> int:
         row = row_of(noun) | ({"uid": noun.uid} if isinstance(noun, Device) else {})
+        if not isinstance(noun, Sweep):  # whose state changes
+            row["checksum"] = checksum(row)
         names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
-        return self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT {conflict}", row).rowcount
+        return self._connection.execute(f"INSERT OR {conflict} INTO {table} ({names}) VALUES ({marks})", row).rowcount
 
     def _add_device(self, device: Device) -> None:
-        self._insert("device", device, "(uid) DO NOTHING")
+        known = self._select(device_from_row, "SELECT * FROM device WHERE uid = ?", device.uid)
+        if not known or device_order(known[0]) < device_order(device):
+            self._insert("device", device, "REPLACE")
 
     def _add_sweep(self, sweep: Sweep) -> None:
-        news = "finished_at = excluded.finished_at, state = excluded.state"
-        self._insert("sweep", sweep, f"(uid) DO UPDATE SET {news} WHERE sweep.state = 'running'")
+        known = self._select(sweep_from_row, "SELECT * FROM sweep WHERE uid = ?", sweep.uid)
+        if not known or sweep_order(known[0]) < sweep_order(sweep):
+            self._insert("sweep", sweep, "REPLACE")
 
-    def _add_trials(self, trials: Sequence[Trial]) -> tuple[int, list[Record]]:
-        new = [trial for trial in trials if self._insert("trial", trial, "(uid) DO NOTHING")]
-        sources = {(t.device_uid, t.problem, source_of(t.measurement)) for t in new if t.final and t.measurement}
-        records = []
-        for device_uid, problem, source in sorted(sources):
-            known = self.trials(device_uid, problem)
-            record = derive_record(t for t in known if t.measurement and source_of(t.measurement) is source)
-            if record:
-                self._put_record(record)
-                records.append(record)
-        return len(new), records
+    def _add_trial(self, trial: Trial) -> list[Trial]:
+        """Add a trial and return what that changed. Of trials that differ under one uid the first by its text keeps that uid."""
+        if self._insert("trial", trial, "IGNORE"):
+            return [trial]
+        known = self._select(trial_from_row, "SELECT * FROM trial WHERE uid = ?", trial.uid)  # none if that row is damaged
+        if known == [trial]:
+            return []
+        first, *others = sorted([*known, trial], key=repr)
+        self._insert("trial", first, "REPLACE")
+        added = [self._insert("trial", replace(t, uid=f"{t.uid}~{checksum(row_of(t)):08x}"), "IGNORE") for t in others]
+        return [first, *others] if all(added) else []
 
-    def _import_records(self, records: Iterable[Record]) -> int:
-        """Add records that come without trials, unless the record here is newer or has its trial."""
-        kept = f"{_SAME_RECORD} AND (created_at >= ? OR trial_uid IN (SELECT uid FROM trial))"
-        count = 0
-        for record in records:
-            key = (record.device_uid, record.source.value, *problem_values(record.problem), record.created_at)
-            if not self._connection.execute(f"SELECT 1 FROM record WHERE {kept}", key).fetchone():
-                self._put_record(record)
-                count += 1
-        return count
+    def _split_uids(self) -> list[str]:
+        """The uids that stand for trials that differ, as `_add_trial` tells them apart."""
+        rows = self._connection.execute("SELECT DISTINCT substr(uid, 1, instr(uid, '~') - 1) FROM trial WHERE instr(uid, '~') ORDER BY 1")
+        return [uid for (uid,) in rows]
 
-    def _put_record(self, record: Record) -> None:
-        key = (record.device_uid, record.source.value, *problem_values(record.problem))
-        self._connection.execute(f"DELETE FROM record WHERE {_SAME_RECORD}", key)
-        self._insert("record", record, "DO NOTHING")
+    def _take(self, other: Store) -> int:
+        """Take in all of another database but its records, and return how many trials were new."""
+        added = 0
+        for sweep in other.sweeps():
+            self._add_sweep(sweep)
+        for device in other.devices():
+            self._add_device(device)
+            added += sum(bool(self._add_trial(trial)) for trial in other.trials(device.uid))
+        return added
+
+    def _derive(self, key: Key) -> Record | None:
+        device_uid, source, problem = key
+        known = self.trials(device_uid, problem)
+        return derive_record(t for t in known if t.measurement and source_of(t.measurement) is source)
+
+    def _derive_all(self) -> set[Key]:
+        """Put the record of every problem that has one by its trials, and return which those are."""
+        races: dict[Key, list[Trial]] = {}
+        for device in self.devices():
+            for trial in self.trials(device.uid):
+                if trial.measurement:
+                    races.setdefault((device.uid, source_of(trial.measurement), trial.problem), []).append(trial)
+        derived = {key: record for key, trials in races.items() if (record := derive_record(trials))}
+        for record in derived.values():
+            self._insert("record", record, "REPLACE")
+        return set(derived)
+
+    def _settle(self, claims: Iterable[Record]) -> int:
+        """Use the newest claim of each problem that has no record by its trials, and return how many were used."""
+        used, devices = 0, {device.uid for device in self.devices()}
+        for claim in claims:
+            if claim.device_uid not in devices:
+                continue
+            values = (claim.device_uid, claim.source.value, *problem_values(claim.problem))
+            known = self._select(record_from_row, f"SELECT * FROM record WHERE {_SAME_RECORD}", *values)
+            if not self._derive(key_of(claim)) and (not known or age_order(known[0]) < age_order(claim)):
+                self._insert("record", claim, "REPLACE")
+                used += 1
+        return used
 
     def _select(self, convert: Callable[[sqlite3.Row], Noun], query: str, *values: object) -> list[Noun]:
         try:
@@ -212,8 +277,9 @@ class Store:
                 nouns.append(convert(row))
             except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
                 bad += 1
-        if bad:
-            log.warning("%s: ignored %d of %d rows without valid values; sweep again to replace them", self.path, bad, len(rows))
+        if bad and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s: ignored %d of %d rows that are damaged; merge a copy that has them, or sweep again", self.path, bad, len(rows))
         return nouns
 
 
@@ -251,5 +317,10 @@ def _connect(path: Path, mode: str) -> tuple[sqlite3.Connection, int]:
 
 def _has_journal(path: Path) -> bool:
     """Whether a writer left work beside the file, without which the file may be half of a commit."""
-    journals = (f"{path}-wal", f"{path}-journal")
-    return any(os.path.exists(journal) and os.path.getsize(journal) for journal in journals)
+    for journal in (f"{path}-wal", f"{path}-journal"):
+        try:
+            if os.path.getsize(journal):
+                return True
+        except OSError:  # there is none, or no longer
+            continue
+    return False
