@@ -16,7 +16,7 @@ from stand_ins import BEST, DEVICE, PROBLEMS, TROUBLE, FakePool
 from tuner import compiling
 from tuner import station as stations
 from tuner.architectures import target_of
-from tuner.compiling import CompilePool
+from tuner.compiling import CompilePool, usable_cores
 from tuner.events import Event, Faulted, Finished
 from tuner.failure import Failure, StationGone
 from tuner.station import LocalStation, local_stations, sees_only
@@ -149,6 +149,17 @@ def test_a_compiler_that_hangs_or_dies_costs_one_process(pool: CompilePool) -> N
     assert (aborted.status, aborted.error) == (Status.COMPILE_ERROR, "the process ended with SIGABRT")
     assert good.status is fine.status is Status.OK
     assert pool.progress == (4, 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity of processes to cores")
+def test_a_pool_takes_the_cores_that_it_may_use() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert usable_cores() == len(before)
 
 
 def test_a_compile_process_killed_from_outside_is_replaced_once(pool: CompilePool, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class CompilePool:
     """Compiles each Binary once, in worker processes that never touch a GPU; results land in Triton's disk cache. Thread-safe."""
 
     def __init__(self, device: Device, target: GPUTarget, workers: int | None = None, limit_s: float = LIMIT_S) -> None:
-        self._workers = [Worker() for _ in range(workers or os.cpu_count() or 1)]
+        self._workers = [Worker() for _ in range(workers or usable_cores())]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -86,6 +86,11 @@ class CompilePool:
             raise Failure("a compile process was killed twice, likely for want of memory: run where there is more of it")
         finally:
             self._idle.put(worker)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: a batch system may allow it fewer than the host has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def binary_for(problem: Problem, config: Config, target: GPUTarget) -> Binary:
