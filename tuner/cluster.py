@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kernels.device import describe
@@ -39,6 +39,7 @@ class Cluster:
         except OSError as error:  # Ray's is a ConnectionError
             raise Failure(f"no Ray cluster answers at {address}: `ray start --head` starts one") from error
         self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        self._devices: dict[str, Device] = {}
 
     def devices(self) -> list[Device]:
         """The kinds of GPU there are, by asking one GPU of each node."""
@@ -71,7 +72,7 @@ class Cluster:
             if resources.get("GPU")
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=START_LIMIT_S)
-        return {asked[reference]: ray.get(reference) for reference in answered}
+        return {asked[reference]: _result(reference) for reference in answered}
 
 
 class RayStation:
@@ -95,12 +96,12 @@ class RayStation:
         self._actor = self._actor or self._start()
         try:
             if not self._is_up:
-                ray.get(self._actor.check_sources.remote(_sources()), timeout=START_LIMIT_S)
+                _result(self._actor.check_sources.remote(_sources()), START_LIMIT_S)
                 self._is_up = True
         except (ActorUnschedulableError, GetTimeoutError, RayActorError) as error:
             raise StationGone(f"a node of the cluster can't be used: {_first_line(error)}") from error
         try:
-            return ray.get(self._actor.run.remote(job, barred))
+            return _result(self._actor.run.remote(job, barred))
         except RayActorError as error:
             self._actor, self._is_up = None, False
             raise JobLost(f"an actor was lost: {_first_line(error)}") from error
@@ -135,6 +136,14 @@ def _ask_gpu() -> Device:
         return describe(0)
     except (OSError, RuntimeError) as error:
         raise Failure(f"a node of the cluster says that it has a GPU, but {error}") from error
+
+
+def _result(reference: Any, limit_s: float | None = None) -> Any:
+    """What a call returned. An exception that it raised is raised as it was, not in Ray's wrapping with a traceback for its text."""
+    try:
+        return ray.get(reference, timeout=limit_s)
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 def _on(node: str) -> dict[str, Any]:
