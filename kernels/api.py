@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from kernels import plans
+from kernels import backward, plans
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.plans import Plan
@@ -73,9 +73,10 @@ def rmsnorm(
     numerics = PLAIN
     if casting is not FP32 or weight_offset is not NO_OFFSET:  # not the defaults themselves
         numerics = checked_numerics(weight_offset, casting)
-    if _is_dynamo_compiling():  # PyTorch's operations are what it traces
-        check_arguments(x, weight, axis, out, backend, numerics)
-        return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
+    if _is_dynamo_compiling():
+        from kernels.operators import traced
+
+        return traced(x, weight, eps, axis, out, backend, batch_invariant, numerics)
     usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False
     usual = usual and active_override() is None and forward_ad._current_level < 0
     try:
@@ -85,6 +86,10 @@ def rmsnorm(
         call = None
     if call is not None:
         return call(out, x, weight, eps)
+    if torch.compiler.is_compiling() and x.__class__ is not torch.Tensor:  # torch.export runs this code on fake tensors
+        from kernels.operators import traced
+
+        return traced(x, weight, eps, axis, out, backend, batch_invariant, numerics)
     if _transform() is not None or forward_ad._current_level >= 0:
         # Under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
         check_arguments(x, weight, axis, out, backend, numerics)
@@ -138,6 +143,7 @@ def stats() -> dict[str, int]:
 def forget_plans() -> None:
     """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
     _clear()
+    backward.forget_backwards()
     if plans.has_triton():
         from kernels import dispatch
 

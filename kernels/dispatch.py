@@ -11,11 +11,12 @@ from typing import Any
 
 import triton
 
+from kernels.allocation import Allocate
 from kernels.backward_launch import BackwardLauncher, build_backward_launcher
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.geometry import Geometry
 from kernels.heuristic import heuristic_config
-from kernels.launch import Allocate, build_launcher
+from kernels.launch import build_launcher
 from kernels.numerics import PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.provenance import is_current, is_fresh

@@ -13,6 +13,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from kernels.allocation import Allocate
 from kernels.device import interpreting
 from kernels.geometry import Geometry
 from kernels.numerics import PLAIN, Numerics
@@ -24,8 +25,6 @@ Launcher: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tens
 """launch(y, x, weight, eps) -> y: one kernel on the current stream of x's device; y is allocated if it is None.
 
 Shapes, strides and dtypes are those it was built for."""
-
-Allocate: TypeAlias = Callable[[], torch.Tensor]
 
 OPTIONS = ("num_warps", "maxnreg")
 """Params of a config that are launch options; all others are constexprs of the kernel in lower case."""

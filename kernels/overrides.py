@@ -16,7 +16,7 @@ active_override = _override.get
 def override(config: Config) -> Iterator[None]:
     """Within the `with` block, this thread's calls run `config` where it is legal; so do the backwards of those calls, wherever they run.
 
-    For experiments and tests.
+    Of compiled code it reaches the forward alone. For experiments and tests.
 
     with override(Config.of("whole_row", num_warps=8, weight_first=True)):
         y = rmsnorm(x, weight)

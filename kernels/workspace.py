@@ -4,6 +4,9 @@ Kernels on one stream run one after another, so they share a piece. A graph may 
 graphs, so each gets memory that nobody else ever uses. That memory is cut from a slab zeroed outside of captures; where no slab has
 room (or the very first call is a captured one) the piece is allocated and zeroed within the graph, which adds a node to it.
 
+What is allocated outside of captures comes from no private memory pool, though the call may run in one: Inductor warms up its CUDA
+graphs in a pool of their own, whose memory it takes back, and raises where something in it lives on.
+
 Pieces are also separate for each way to use them (`use`: how many programs share a row, and for a backward that it is one), because the
 kernels go by what their last launch left there.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -53,7 +57,7 @@ def workspace(device_index: int, stream: int, use: Hashable, words: int) -> torc
     if piece is None or piece.numel() < words:
         if piece is not None:
             _retired.append(piece)  # another thread may be about to launch with it
-        piece = _zeros(device_index, max(MIN_WORDS, 1 << (words - 1).bit_length()))
+        piece = _pooled_by_none(device_index, max(MIN_WORDS, 1 << (words - 1).bit_length()))
         _by_stream[(device_index, stream, use)] = piece
     slab = _slabs.get(device_index)
     if slab is None or slab.used > SLAB_WORDS // 2:
@@ -84,12 +88,20 @@ def _cut(device_index: int, words: int) -> torch.Tensor:
 
 def _refill_slab(device_index: int) -> None:
     """A slab with room for the captures to come. Not under capture."""
-    memory = _zeros(device_index, SLAB_WORDS)
+    memory = _pooled_by_none(device_index, SLAB_WORDS)
     torch.cuda.current_stream(device_index).synchronize()  # zeroed before a graph on any other stream uses it
     with _slab_lock:
         if device_index in _slabs:
             _retired.append(_slabs[device_index].memory)
         _slabs[device_index] = _Slab(memory)
+
+
+def _pooled_by_none(device_index: int, words: int) -> torch.Tensor:
+    """Zeros for the current stream, from the allocator's common memory: a private pool is entered by a thread, and this one is new."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        memory = thread.submit(_zeros, device_index, words).result()
+    torch.cuda.current_stream(device_index).wait_stream(torch.cuda.default_stream(device_index))  # where a new thread zeroes
+    return memory
 
 
 def _zeros(device_index: int, words: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from kernels.variants import candidates
 from oracle import DEVICE, DTYPES, INTERPRETED, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import BACKWARD, Config, Problem
 
-autograd = importlib.import_module("kernels.autograd")
+backward = importlib.import_module("kernels.backward")
 PAIRS = [(x, w) for x in DTYPES for w in (None, x, torch.float32)]
 
 
@@ -168,7 +168,7 @@ def test_the_second_backward_looks_nothing_up(monkeypatch, backwards):
 
 
 def test_the_plans_of_one_call_are_bounded(monkeypatch):
-    monkeypatch.setattr(autograd, "MAX_PLANS", 2)
+    monkeypatch.setattr(backward, "MAX_PLANS", 2)
     x, _ = leaves((5, 40))
     for pad in range(5):
         dy = F.pad(direction(x), (0, pad))[:, :40]

@@ -1,0 +1,132 @@
+"""Compiled code on a GPU: Inductor's, its CUDA graphs, and that both run the tuned config."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from gradient_oracle import assert_gradients
+from kernels import RMSNorm, dispatch, rmsnorm, stats
+from oracle import DEVICE, assert_rmsnorm, random_weight, random_x
+from tuning_db.model import Config
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[1]
+SHAPES = [(1, 4096), (512, 4096), (16, 131_072), (4096, 128), (3, 65_536)]
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> None:
+    torch._dynamo.reset()
+
+
+def inputs(shape, seed=0, dtype=torch.bfloat16):
+    """x and weight that require grad, and dy."""
+    x = random_x(shape, dtype, seed=seed).requires_grad_()
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 100)).to(dtype).to(DEVICE)
+    return x, random_weight(shape[-1], dtype).clone().requires_grad_(), dy
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[Config]:
+    """The configs of all launchers built in this test, forward and backward."""
+    seen: list[Config] = []
+    for name in ("build_launcher", "build_backward_launcher"):
+        real = getattr(dispatch, name)
+        monkeypatch.setattr(dispatch, name, lambda config, *args, real=real, **kwargs: seen.append(config) or real(config, *args, **kwargs))
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_as_eager(shape, mode, built):
+    """The bits and the configs of the eager call, forward and backward; in CUDA graphs too, whose replays follow x and dy.
+
+    One kind of call is the graph's, which runs with gradients off, and one the eager call's.
+    """
+    compiled = torch.compile(lambda x, weight: rmsnorm(x, weight), fullgraph=True, mode=mode)
+    for seed in range(4):
+        x, weight, dy = inputs(shape, seed)
+        torch.compiler.cudagraph_mark_step_begin()
+        y = compiled(x, weight)
+        found = [y.detach().clone(), *(part.clone() for part in torch.autograd.grad(y, (x, weight), dy))]
+        want = rmsnorm(x, weight)
+        for got, expected in zip(found, (want, *torch.autograd.grad(want, (x, weight), dy)), strict=True):
+            assert torch.equal(got, expected)
+    assert [config.variant.startswith("backward") for config in built] == [False, True] * 2
+    assert built[:2] == built[2:]
+    assert stats() == {"heuristic": 2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_dynamic(dtype):
+    """Compiled once. x * 2 is exact, so what Inductor's own kernel hands to the norm is known."""
+    counter = CompileCounterWithBackend("inductor")
+    norm = RMSNorm(1024, eps=1e-5, dtype=dtype, device=DEVICE)
+    compiled = torch.compile(lambda x: norm(x * 2), fullgraph=True, backend=counter)
+    for rows in (64, 7, 1000, 4096):
+        x = random_x((rows, 1024), dtype).requires_grad_()
+        torch._dynamo.mark_dynamic(x, 0)
+        y = compiled(x)
+        assert_rmsnorm(y, x * 2, norm.weight, eps=1e-5)
+        y.sum().backward()
+        assert x.grad is not None
+    assert counter.frame_count == 1
+
+
+def test_backward_of_an_expanded_gradient():
+    """y.sum() gives a dy of one number expanded; Inductor may hand it over as it likes."""
+    x, weight, _ = inputs((256, 2048))
+    y = torch.compile(lambda x, weight: rmsnorm(x, weight).sum(), fullgraph=True)(x, weight)
+    y.backward()
+    assert_gradients(x.grad, weight.grad, torch.ones_like(x), x, weight)
+
+
+SPLIT = """
+    from dataclasses import replace
+    import torch
+    from kernels import dispatch, rmsnorm
+    from kernels.variants import candidates
+
+    ladder, ran = dispatch.pick_config, []
+
+    def split(problem, device, **kwargs):
+        config = next(config for config in candidates(problem, device) if config.variant.endswith("split_row"))
+        ran.append(config.variant)
+        return replace(ladder(problem, device, **kwargs), config=config)
+
+    dispatch.pick_config = split
+    rows, cols = 16, 131_072
+    weight = torch.ones(cols, device="cuda", dtype=torch.bfloat16, requires_grad={grad})
+    compiled = torch.compile(lambda x, weight: rmsnorm(x, weight), fullgraph=True, mode="reduce-overhead")
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16, requires_grad={grad})
+        dy = torch.randn_like(x)
+        torch.compiler.cudagraph_mark_step_begin()
+        y = compiled(x, weight)
+        found = y, *(torch.autograd.grad(y, (x, weight), dy) if {grad} else ())
+        wide, g = x.detach().double(), dy.double()
+        rstd = (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        x_hat = wide * rstd
+        want = x_hat, rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True)), (g * x_hat).sum(0)
+        for got, exact in zip(found, want):
+            assert (got.double() - exact).abs().max() <= 2.0**-8 * exact.abs().max(), (seed, got, exact)
+    print(ran)
+"""
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+def test_workspaces_survive_cuda_graphs(grad):
+    """In a new process, so that the warm-up of Inductor's CUDA graph, in its own memory pool, is what first needs a workspace.
+
+    Inductor raises where memory of its pool outlives the run. bf16's one rounding is 2^-9 of an element; twice that is allowed.
+    """
+    source = textwrap.dedent(SPLIT).format(grad=grad)
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{['split_row', 'backward_split_row'] if grad else ['split_row']}\n"
