@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
-from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, path_for, to_text
+from benchmarks.baseline import MIN_PROCESSES, BaselineError, find, joined, path_for, to_text
 from benchmarks.exits import EPILOG, Exit, NoGpu, Stop
 from benchmarks.results import ResultError
 from benchmarks.suites import load_suite, names
 from tuner.cli import MISSING
 from tuner.failure import Failure
 from tuner.workloads import WorkloadError
-from tuning_db.model import Device
+from tuning_db.model import FORWARD, Device
 
 if TYPE_CHECKING:
     from benchmarks.providers import Provider
@@ -75,12 +75,13 @@ def run(suite: str, asked: tuple[str, ...], json_path: Path | None, markdown_pat
     providers, absent = chosen(asked or PROVIDER_NAMES, required=bool(asked))
     console = display.console()
     provenance = results.provenance_here(device, POLICY)
-    describe(providers, absent, str(provenance))
+    ops = list(dict.fromkeys(problem.op for problem in problems))
+    calls = {name: provider.calls_of(ops) for name, provider in providers.items()}
+    describe(calls, absent, str(provenance))
     cases: list[CaseResult] = []
     for case in compare(problems, providers):
         cases.append(case)
         click.echo(f"[{len(cases)}/{len(problems)}] {display.problem_label(case.problem)}", err=True)
-    calls = {name: f"{provider.calls}, {provider.distribution} {provider.version()}" for name, provider in providers.items()}
     result = results.RunResult(provenance, suite, calls, absent, tuple(cases))
     tables.print_run(console, result)
     for sentence in (tables.versus_best(cases), *tables.notes(cases)):
@@ -94,20 +95,27 @@ def run(suite: str, asked: tuple[str, ...], json_path: Path | None, markdown_pat
 @click.option("--processes", type=click.IntRange(min=MIN_PROCESSES), default=MIN_PROCESSES, show_default=True, help="Fresh processes.")
 @click.option("--output", type=file, help="Write to this file. Default: the board's in benchmarks/baselines.")
 def record(suite: str, processes: int, output: Path | None) -> None:
-    """Record this board's baseline: fraction of copy of each problem, and its spread between processes."""
+    """Record this board's baseline: fraction of copy of each problem, and its spread between processes.
+
+    What the baseline has of other suites stays in it, if it was made with the same versions.
+    """
     problems = load_suite(suite)
     device = gpu()
     from benchmarks.check import record_baseline, run_apart
+    from tuner.measure import POLICY
 
-    baseline = record_baseline(suite, problems, processes, run_apart, progress)
     path = output or path_for(device)
+    former, _ = find(device, POLICY, path)
+    baseline = record_baseline(suite, problems, processes, run_apart, progress)
+    if former is not None:
+        baseline = joined(former, baseline)
     write(path, to_text(baseline))
     spread = max(case.fraction.high / case.fraction.low for case in baseline.cases)
     click.echo(f"{len(baseline.cases)} cases of {device.name} in {path}; the widest spread between processes is {(spread - 1) * 100:.1f} %")
 
 
 @main.command(epilog=EPILOG)
-@click.option("--suite", help=f"{names()} or a YAML file. Default: the baseline's.")
+@click.option("--suite", help=f"{names()} or a YAML file. Default: all of the baseline's.")
 @click.option("--baseline", "path", type=file, help="Hold against this file. Default: the board's in benchmarks/baselines.")
 @click.option("--require-baseline", is_flag=True, help=f"Exit with {int(Exit.NO_BASELINE)} where there is none.")
 @json_option
@@ -125,7 +133,8 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
     if baseline is None:
         click.echo(f"no baseline: {reason}; `python -m benchmarks record` makes one", err=True)
         raise click.exceptions.Exit(Exit.NO_BASELINE if require_baseline else Exit.OK)
-    judged = check_against(baseline, load_suite(suite or baseline.suite), run_apart, progress)
+    problems = [problem for name in ((suite,) if suite else baseline.suites) for problem in load_suite(name)]
+    judged = check_against(baseline, problems, run_apart, progress)
     tell(judged, f"{device.name} against its baseline of {baseline.provenance.made_at[:10]}", json_path, markdown_path, require_baseline)
 
 
@@ -137,6 +146,8 @@ def check(suite: str | None, path: Path | None, require_baseline: bool, json_pat
 def compare_ref(ref: str, suite: str, json_path: Path | None, markdown_path: Path | None) -> None:
     """Hold the present code against another commit (or a folder with its checkout), both in one process and the same rounds."""
     problems = load_suite(suite)
+    if any(problem.op != FORWARD for problem in problems):
+        raise click.UsageError(f"suite {suite} has other ops than {FORWARD}, and compare-ref knows that alone; name another suite")
     device = gpu()
     from benchmarks.compare_ref import checked_out, compare_to_ref, pair_apart
 
@@ -160,7 +171,7 @@ def host(asked: tuple[str, ...], rows: int, cols: int, json_path: Path | None) -
     callable_names = [name for name in PROVIDER_NAMES if name != "heuristic"]  # an override is no way to call it
     providers, absent = chosen(asked or callable_names, required=bool(asked))
     provenance = results.provenance_here(device, "host")
-    describe(providers, absent, str(provenance))
+    describe({name: provider.calls_of([FORWARD]) for name, provider in providers.items()}, absent, str(provenance))
     times, missing = host_times(providers, rows, cols)
     tables.print_host(display.console(), times, "eager")
     for name, reason in missing.items():
@@ -249,10 +260,10 @@ def chosen(asked: Sequence[str], *, required: bool) -> tuple[dict[str, Provider]
     return {name: PROVIDERS[name] for name in asked if name not in absent}, absent
 
 
-def describe(providers: dict[str, Provider], absent: dict[str, str], provenance: str) -> None:
+def describe(calls: Mapping[str, str], absent: Mapping[str, str], provenance: str) -> None:
     """What is called, in which version, and who is not here."""
-    for name, provider in providers.items():
-        click.echo(f"{name:<12}{provider.calls}, {provider.distribution} {provider.version()}")
+    for name, what in calls.items():
+        click.echo(f"{name:<12}{what}")
     for name, reason in absent.items():
         click.echo(f"{name:<12}absent: {reason}")
     click.echo(provenance)

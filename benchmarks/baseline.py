@@ -34,10 +34,10 @@ class BaselineCase:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Figures of one board, made by `record` in several processes."""
+    """Figures of one board and one or more suites, made by `record` in several processes."""
 
     provenance: Provenance
-    suite: str
+    suites: tuple[str, ...]
     processes: int
     cases: tuple[BaselineCase, ...]
 
@@ -60,12 +60,21 @@ def combined(suite: str, runs: Sequence[RunResult]) -> Baseline:
         spread = Interval(statistics.median(fractions), min(fractions), max(fractions))
         median_us = statistics.median(timing.us.median for timing in timings)
         cases.append(BaselineCase(problem, spread, median_us, statistics.median(case.copy_us for case in same)))
-    return Baseline(runs[-1].provenance, suite, len(runs), tuple(cases))
+    return Baseline(runs[-1].provenance, (suite,), len(runs), tuple(cases))
+
+
+def joined(former: Baseline, new: Baseline) -> Baseline:
+    """The new baseline, with what the former one has of other suites, if it was made alike; else the new one alone."""
+    if (former.provenance.policy, former.provenance.versions) != (new.provenance.policy, new.provenance.versions):
+        return new
+    kept = [case for case in former.cases if new.case(case.problem) is None]
+    suites = tuple(dict.fromkeys((*former.suites, *new.suites)))
+    return Baseline(new.provenance, suites, min(former.processes, new.processes), (*kept, *new.cases))
 
 
 def to_text(baseline: Baseline) -> str:
     """JSON with one case a line, sorted, so that a diff shows what changed. Four decimals are less than any spread."""
-    head = {"processes": baseline.processes, "provenance": asdict(baseline.provenance), "suite": baseline.suite}
+    head = {"processes": baseline.processes, "provenance": asdict(baseline.provenance), "suites": baseline.suites}
     lines = [f'"{name}":{canonical_json(value)},' for name, value in head.items()]
     cases = [canonical_json(_rounded(asdict(case))) for case in sorted(baseline.cases, key=lambda case: case.problem)]
     return "\n".join(["{", *lines, '"cases":[', ",\n".join(cases), "]", "}", ""])
@@ -79,7 +88,7 @@ def read_baseline(path: Path) -> Baseline:
             BaselineCase(Problem(**case["problem"]), Interval(*case["fraction"]), case["median_us"], case["copy_us"])
             for case in plain["cases"]
         )
-        return Baseline(provenance_from_dict(plain["provenance"]), plain["suite"], plain["processes"], cases)
+        return Baseline(provenance_from_dict(plain["provenance"]), tuple(plain["suites"]), plain["processes"], cases)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaselineError(f"{path} is no baseline ({error!r}); `python -m benchmarks record` makes one") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 import triton
 
+from benchmarks.backward import Backward
 from benchmarks.providers import Launch, Provider, Refusal
 from benchmarks.results import CaseResult, Timing
 from kernels.dispatch import device_of, pick_config
@@ -49,11 +50,12 @@ def compare_on(case: Case, device: Device, providers: Mapping[str, Provider]) ->
     del verifier  # its tensors are not needed while the others are timed
     bench = Bench(case, device, seed=5)
     for name, launch in launches.items():
-        bench.enter(name, launch)
+        bench.enter(name, launch, before=launch.save if isinstance(launch, Backward) else None)
     samples, reference = bench.rounds(list(launches), ROUNDS)
-    timings = {name: Timing.of(samples[name], reference) for name in launches}
+    floor = [case.copies * copy_us for copy_us in reference]
+    timings = {name: Timing.of(samples[name], floor) for name in launches}
     configs = {"tuned": str(pick_config(case.problem, device).config)} if "tuned" in launches else {}
-    return CaseResult(case.problem, statistics.median(reference), timings, configs, refused, wrong)
+    return CaseResult(case.problem, statistics.median(floor), timings, configs, refused, wrong)
 
 
 def prepared(provider: Provider, case: Case, device: Device, verifier: Verifier, *, allocating: bool = False) -> tuple[Launch, str]:
@@ -61,28 +63,35 @@ def prepared(provider: Provider, case: Case, device: Device, verifier: Verifier,
 
     allocating: the call that makes its result, also where there is one that is given it.
     """
+    provider = provider.serving(case.problem.op)
     prepare = (provider.prepare_allocating if allocating else None) or provider.prepare
     try:
         launch = prepare(case, device)
-        return launch, verifier.fault(_into_y(launch), provider.roundings)
+        fault = verifier.fault(_filling(launch, verifier.tensors), provider.roundings)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         raise
     except FOREIGN_ERRORS as error:
         if not provider.foreign:
             raise
         raise Refusal(_first_line(error)) from error
+    if isinstance(launch, Backward):
+        launch.forget()
+    return launch, fault
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0][:160]
 
 
-def _into_y(launch: Launch) -> Callable[..., None]:
-    """A provider's call in the form that the verifier takes."""
+def _filling(launch: Launch, tensors: Tensors) -> Callable[..., None]:
+    """A provider's call in the form that the verifier takes: its results are where the verifier looks for them."""
 
-    def into(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, _eps: float) -> None:
-        result = launch(Tensors(x, weight, y))
-        if result is not y:
-            y.copy_(result)
+    def fill(*_: object) -> None:
+        if isinstance(launch, Backward):
+            launch.save(tensors)
+        returned = launch(tensors)
+        for result, own in zip(tensors.results, returned if isinstance(returned, tuple) else (returned,), strict=True):
+            if result is not None and own is not result:
+                result.copy_(own)
 
-    return into
+    return fill

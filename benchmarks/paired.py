@@ -73,7 +73,8 @@ def compare_versions_on(case: Case, device: Device, now: Provider, then: Provide
     for name, (launch, _) in prepared_both.items():
         bench.enter(name, launch)
     samples, reference = bench.rounds(list(prepared_both), ROUNDS)
-    timings = {name: Timing.of(samples[name], reference) for name in prepared_both}
+    floor = [case.copies * copy_us for copy_us in reference]
+    timings = {name: Timing.of(samples[name], floor) for name in prepared_both}
     return PairedCase(case.problem, {}, timings, change_between(samples["now"], samples["then"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.other_ops import with_other_ops
 from benchmarks.providers import OURS, PYTORCH, Launch, Provider, Refusal
 from tuner.cases import EPS, Case
 from tuning_db.model import NO_WEIGHT, Device
@@ -84,5 +85,5 @@ PEERS = {
     ),
 }
 
-PROVIDERS: dict[str, Provider] = {**OURS, **PYTORCH, **PEERS}
+PROVIDERS: dict[str, Provider] = {name: with_other_ops(name, provider) for name, provider in {**OURS, **PYTORCH, **PEERS}.items()}
 """Every provider by name, in the order of tables and figures."""

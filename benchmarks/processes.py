@@ -33,6 +33,8 @@ def suite_text(problems: Sequence[Problem]) -> str:
     for problem in problems:
         block = {"op": problem.op, "x_dtype": problem.x_dtype, "w_dtype": problem.w_dtype, "rows": problem.rows, "cols": problem.cols}
         block["layout"] = problem.layout
+        if problem.y_dtype != problem.x_dtype:
+            block["y_dtype"] = problem.y_dtype
         if problem.layout == "strided_axis":
             block["inner_rows"] = problem.inner_rows
         blocks.append(block)

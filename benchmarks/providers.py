@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,11 @@ from kernels import override, rmsnorm
 from kernels.heuristic import heuristic_config
 from kernels.reference import rmsnorm_torch
 from tuner.cases import EPS, Case, Tensors
-from tuning_db.model import Device
+from tuning_db.model import FORWARD, Device
 
-Launch: TypeAlias = Callable[[Tensors], torch.Tensor]
-"""One call on a set of tensors. Providers that allocate return a new tensor, which the clock keeps alive; others write tensors.y."""
+Launch: TypeAlias = Callable[[Tensors], Any]
+"""One call on a set of tensors. It returns its result, or a tuple of them in the order of `Tensors.results`, which the clock keeps alive;
+whoever was given where to write returns that."""
 
 Preparer: TypeAlias = Callable[[Case, Device], Launch]
 
@@ -33,7 +34,8 @@ class Provider:
 
     module is imported only to see whether the provider is there. Where `prepare`'s launch writes to tensors.y, prepare_allocating's is
     the call that makes its result. roundings counts the roundings to y's dtype on the way to the result
-    (`tuner.verify.relative_tolerance`). foreign marks code of others, whose errors on a case are refusals.
+    (`tuner.verify.relative_tolerance`). foreign marks code of others, whose errors on a case are refusals. All this is of the plain
+    forward; `others` has a Provider for each other op.
     """
 
     calls: str
@@ -43,6 +45,28 @@ class Provider:
     prepare_allocating: Preparer | None = None
     roundings: int = 1
     foreign: bool = False
+    others: Mapping[str, Provider] = field(default_factory=dict)
+
+    def serving(self, op: str) -> Provider:
+        """The provider of an op. Raises Refusal where it has none."""
+        if op == FORWARD:
+            return self
+        if op not in self.others:
+            raise Refusal(f"has no {op} here")
+        return self.others[op]
+
+    def calls_of(self, ops: Iterable[str]) -> str:
+        """What is called for these ops, and in which version."""
+        calls = [self.calls if op == FORWARD else self.others[op].calls for op in ops if op == FORWARD or op in self.others]
+        return f"{'; '.join(calls) or 'nothing for this'}, {self.distribution} {self.version()}"
+
+    def also(self, others: Mapping[str, tuple[str, Preparer, int]]) -> Provider:
+        """With other ops: what is called, how it is prepared, and how often it rounds."""
+        made = {
+            op: replace(self, calls=calls, prepare=prepare, prepare_allocating=None, roundings=roundings)
+            for op, (calls, prepare, roundings) in others.items()
+        }
+        return replace(self, others=made)
 
     def absence(self) -> str:
         """Why the provider can't be asked here; empty if it can."""
@@ -68,18 +92,23 @@ def _tuned_allocating(case: Case, _: Device) -> Launch:
 
 
 def _heuristic(case: Case, device: Device) -> Launch:
+    return heuristic_override(case, device, _tuned(case, device))
+
+
+def heuristic_override(case: Case, device: Device, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with the config that the heuristic picks for a case. Raises Refusal where there is none."""
     config = heuristic_config(case.problem, device)
     if config is None:
         raise Refusal("no variant serves this problem")
 
-    def launch(tensors: Tensors) -> torch.Tensor:
+    def overridden(*arguments: Any) -> Any:
         with override(config):
-            return rmsnorm(tensors.x, tensors.weight, EPS, case.axis, out=tensors.y)
+            return call(*arguments)
 
-    return launch
+    return overridden
 
 
-def _rms_norm(case: Case) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+def rms_norm_of(case: Case) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """What a PyTorch user writes for this case: over the last axis F.rms_norm, over another the formula."""
     if case.axis != -1:
         return lambda x, weight: rmsnorm_torch(x, weight, EPS, case.axis)
@@ -90,13 +119,13 @@ def _rms_norm(case: Case) -> Callable[[torch.Tensor, torch.Tensor | None], torch
 
 
 def _eager(case: Case, _: Device) -> Launch:
-    function = _rms_norm(case)
+    function = rms_norm_of(case)
     return lambda tensors: function(tensors.x, tensors.weight)
 
 
 def _compiled(case: Case, _: Device) -> Launch:
     torch._dynamo.reset()  # a shape's code is not reused for the next: each is compiled for what it is
-    function = torch.compile(_rms_norm(case), dynamic=False)
+    function = torch.compile(rms_norm_of(case), dynamic=False)
     return lambda tensors: function(tensors.x, tensors.weight)
 
 

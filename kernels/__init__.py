@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from kernels.module import RMSNorm
     from kernels.overrides import override
     from kernels.replace import replace_rmsnorm
+    from kernels.residual import add_rmsnorm
     from kernels.validation import InvalidInput
 
-__all__ = ["InvalidInput", "RMSNorm", "override", "replace_rmsnorm", "rmsnorm", "stats"]
+__all__ = ["InvalidInput", "RMSNorm", "add_rmsnorm", "override", "replace_rmsnorm", "rmsnorm", "stats"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "InvalidInput": "validation",
     "RMSNorm": "module",
+    "add_rmsnorm": "residual",
     "override": "overrides",
     "replace_rmsnorm": "replace",
     "rmsnorm": "api",

@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from kernels import backward, plans
+from kernels import backward, plans, residual
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
-from kernels.plans import Plan
+from kernels.plans import MAX_PLANS, Plan
 from kernels.reference import rmsnorm_torch
 from kernels.shortcuts import Shortcuts
 from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset
-
-MAX_PLANS = 16384
-"""Kinds of calls remembered; past that the table starts anew. 16384 plans take some 30 MB."""
 
 _plans: dict[Any, Plan] = {}
 _shortcuts: defaultdict[Numerics, Shortcuts] = defaultdict(Shortcuts)  # the check of a call's tensors sees nothing of its numerics
@@ -131,18 +128,19 @@ def _plan(
 
 
 def stats() -> dict[str, int]:
-    """How many distinct kinds of calls (shape, strides, dtypes, device, …) each tier of the ladder serves in this process.
+    """How many distinct kinds of calls (function, shape, strides, dtypes, device, …) each tier of the ladder serves in this process.
 
     Keys are tier names in lower case: `exact`, `nearest_rows`, `nearest_cols`, `nearest_device`, `modelled`, `heuristic`, `torch`,
     `override`; besides, `torch_requested` counts those that went to PyTorch without a lookup (fp64, backend="torch"). Backwards
     are not counted.
     """
-    return dict(Counter(plan.served_by for plan in list(_plans.values())))
+    return dict(Counter([*(plan.served_by for plan in list(_plans.values())), *residual.served_by()]))
 
 
 def forget_plans() -> None:
     """Drop all prepared plans and what was read from the databases, so that the next call looks again."""
     _clear()
+    residual.forget_plans()
     backward.forget_backwards()
     if plans.has_triton():
         from kernels import dispatch

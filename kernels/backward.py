@@ -90,8 +90,8 @@ def prepare_backward(
     """
     from kernels import dispatch
 
-    x_ready, dy_ready = _readable(x, axis), _readable(dy, axis)
-    geometry = _geometry(x_ready(x), dy_ready(dy))
+    x_ready, dy_ready = readable(x, axis), readable(dy, axis)
+    geometry = rows_geometry(x_ready(x), dy_ready(dy))
     choice = dispatch.choose_and_prepare_backward(
         geometry,
         (_name(x.dtype), NO_WEIGHT if weight is None else _name(weight.dtype), _name(dy.dtype)),
@@ -141,7 +141,7 @@ def _packed_torch_backward(axis: int, numerics: Numerics) -> BackwardCall:
     return call
 
 
-def _readable(tensor: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def readable(tensor: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """What makes a tensor like this one readable to the kernels: nothing, or a copy with the axis last."""
     if axis == tensor.dim() - 1 and _row_stride(tensor) is not None:
         return lambda tensor: tensor
@@ -157,7 +157,8 @@ def _row_stride(tensor: torch.Tensor) -> int | None:
     return geometry.x_row_stride if geometry is not None and geometry.layout == "contiguous" else None
 
 
-def _geometry(x: torch.Tensor, dy: torch.Tensor) -> Geometry:
+def rows_geometry(x: torch.Tensor, dy: torch.Tensor) -> Geometry:
+    """Of tensors that `readable` has made so."""
     x_row_stride, dy_row_stride = _row_stride(x), _row_stride(dy)
     assert x_row_stride is not None
     assert dy_row_stride is not None

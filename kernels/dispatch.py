@@ -11,6 +11,7 @@ from typing import Any
 
 import triton
 
+from kernels.add_launch import build_add_launcher
 from kernels.allocation import Allocate
 from kernels.backward_launch import BackwardLauncher, build_backward_launcher
 from kernels.device import INTERPRETER, describe, interpreting
@@ -25,7 +26,7 @@ from kernels.variants import VARIANTS, is_legal
 from tuning_db.errors import DatabaseError
 from tuning_db.jsonl import shipped_records
 from tuning_db.lookup import Pick, RecordIndex, choose
-from tuning_db.model import BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, TORCH_VARIANT, Config, Device, Problem, Tier
 from tuning_db.store import read_records
 
 log = logging.getLogger("tuned_rmsnorm")
@@ -140,11 +141,24 @@ def choose_and_prepare(
 ) -> Choice:
     """The whole slow path of one kind of call: ladder, then compile or load. Taken once per shape, layout, dtypes, device and mode."""
     problem = geometry.problem(*dtypes)
+    pick = _pick_forward(problem, device_index, in_place=in_place, batch_invariant=batch_invariant)
+    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate, numerics))
+
+
+def choose_and_prepare_add(
+    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, *, in_place: bool, batch_invariant: bool
+) -> Choice:
+    """As `choose_and_prepare`, for add_rmsnorm. dtypes are those of residual, w and y."""
+    problem = geometry.problem(*dtypes, op=ADD_FORWARD)
+    pick = _pick_forward(problem, device_index, in_place=in_place, batch_invariant=batch_invariant)
+    return prepared(pick, problem, lambda config: build_add_launcher(config, geometry, dtypes, device_index))
+
+
+def _pick_forward(problem: Problem, device_index: int, *, in_place: bool, batch_invariant: bool) -> Pick:
     if batch_invariant:
         # Rows at two strides are summed as those at one: how many strides there are can depend on how many rows there are.
         problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
-    pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
-    return prepared(pick, problem, lambda config: build_launcher(config, geometry, dtypes, device_index, allocate, numerics))
+    return pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
 
 
 def choose_and_prepare_backward(
@@ -155,14 +169,20 @@ def choose_and_prepare_backward(
     *,
     wants_dx: bool,
     wants_dw: bool,
+    adds: bool = False,
     numerics: Numerics = PLAIN,
 ) -> Choice:
-    """As `choose_and_prepare`, for a backward. dtypes are those of x, w and dy; `config` overrides the ladder where it is legal."""
-    problem = geometry.problem(*dtypes, op=BACKWARD)
+    """As `choose_and_prepare`, for a backward, with `adds` that of add_rmsnorm. dtypes are those of x (or the sum), w and dy.
+
+    `config` overrides the ladder where it is legal.
+    """
+    problem = geometry.problem(*dtypes, op=ADD_BACKWARD if adds else BACKWARD)
     pick = pick_config(problem, device_of(device_index), config=config)
 
     def build(config: Config) -> BackwardLauncher:
-        return build_backward_launcher(config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, numerics=numerics)
+        return build_backward_launcher(
+            config, geometry, dtypes, device_index, wants_dx=wants_dx, wants_dw=wants_dw, adds=adds, numerics=numerics
+        )
 
     return prepared(pick, problem, build)
 

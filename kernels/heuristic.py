@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kernels.backward_heuristic import backward_misfit
 from kernels.variants import candidates
 from kernels.variants.common import next_power_of_2, octaves
-from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Device, Problem, itemsize
+from tuning_db.model import NO_WEIGHT, Config, Device, Problem, itemsize
 
 SM_BYTES = 2**15
 """What an SM's programs hold at once at 32 bytes a thread. With more to do a thread takes 64 (H100: 7 % at 1024 x 4096 bf16)."""
@@ -44,7 +44,7 @@ LINE_BYTES = 2**7
 def heuristic_config(problem: Problem, device: Device, allowed: Callable[[Config], bool] | None = None) -> Config | None:
     """The legal (and allowed) config nearest to the rule's wishes, or None where no variant serves the problem."""
     legal = [config for config in candidates(problem, device) if allowed is None or allowed(config)]
-    misfit = backward_misfit if problem.op == BACKWARD else _misfit
+    misfit = backward_misfit if problem.is_backward else _misfit
     return min(legal, key=lambda config: (*misfit(config, problem, device), str(config)), default=None)
 
 

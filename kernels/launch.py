@@ -32,6 +32,8 @@ OPTIONS = ("num_warps", "maxnreg")
 TYPE_NAMES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int64": "*i64", NO_WEIGHT: "constexpr"}
 
 POINTERS = ("y_ptr", "x_ptr", "w_ptr", "workspace_ptr")
+OPTIONAL_POINTERS = ("addend_ptr", "sum_ptr", "dsum_ptr", "daddend_ptr")
+"""The last arguments of the kernels that serve sums as well; None in the other ops."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool, numerics:
     return arguments
 
 
-def binary_of(config: Config, dtypes: tuple[str, str, str], arguments: Mapping[str, Any], *, aligned: bool) -> Binary:
-    """The Binary that launches `config` with `arguments`; dtypes are those of x, w and y (of a backward x, w and dy)."""
+def binary_of(config: Config, dtypes: tuple[str, str, str], arguments: Mapping[str, Any], *, aligned: bool, adds: bool = False) -> Binary:
+    """The Binary that launches `config` with `arguments`; dtypes are those of x, w and y (of a backward x, w and dy).
+
+    adds: for an op whose x is a sum (`tuning_db.model.Problem.adds`).
+    """
     x_dtype, w_dtype, y_dtype = dtypes
     pointers = {"y_ptr": y_dtype, "x_ptr": x_dtype, "w_ptr": w_dtype, "workspace_ptr": "int64"}
+    pointers |= {"addend_ptr": y_dtype if adds else NO_WEIGHT, "sum_ptr": x_dtype if adds else NO_WEIGHT}
     partials_dtype = NO_WEIGHT if w_dtype == NO_WEIGHT else "float32"
     pointers |= {"dx_ptr": x_dtype, "partials_ptr": partials_dtype, "dy_ptr": y_dtype}  # of a backward
+    pointers |= {"dsum_ptr": x_dtype if adds else NO_WEIGHT, "daddend_ptr": y_dtype if adds and y_dtype != x_dtype else NO_WEIGHT}
     return Binary(
         variant=config.variant,
         pointers=tuple((name, pointers[name]) for name in jit_function(config.variant).arg_names if name in pointers),
@@ -139,7 +146,8 @@ def build_launcher(
     if interpreting():
         return _interpreted_launcher(config, arguments, grid, words)
     grid = (grid[0] // arguments.get("CLUSTER", 1), *grid[1:])  # Triton's launchers count it in clusters, see _start_in_clusters
-    tail = tuple(arguments[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps"))
+    scalars = {**arguments, **dict.fromkeys(OPTIONAL_POINTERS)}
+    tail = tuple(scalars[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps"))
 
     @functools.cache
     def ordinary(aligned: bool) -> Launcher:

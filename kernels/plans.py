@@ -18,6 +18,9 @@ from kernels.reference import rmsnorm_torch
 from kernels.settings import read_settings
 from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, overlap_offset
 
+MAX_PLANS = 16384
+"""Kinds of calls of a function remembered; past that the table starts anew. 16384 plans take some 30 MB."""
+
 Call: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
 """call(out, x, weight, eps) -> y for one kind of arguments, everything else decided. Without out it allocates y."""
 
@@ -51,7 +54,7 @@ def prepare(
         return _torch_plan(axis, numerics, "torch_requested")
     if x.numel() == 0:
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
-    if not kernels_serve(x, weight, backend, _of_a_subclass(x, weight)):
+    if not kernels_serve(x, weight, backend, of_a_subclass(x=x, weight=weight)):
         return _torch_plan(axis, numerics, "torch_requested")
     if out is not None:
         check_out_memory(x, out)
@@ -82,7 +85,7 @@ def kernels_serve(x: torch.Tensor, weight: torch.Tensor | None, backend: str, re
     """
     if x.device.type != "cuda" and not interpreting() and has_triton():
         raise InvalidInput(f'x is on {x.device}; move it to a GPU with x.cuda(), or pass backend="torch"')
-    reason = reason or _why_no_kernel(x, weight)
+    reason = reason or why_no_kernel(x, weight)
     if reason and backend == "triton":
         raise InvalidInput(f'backend="triton", but {reason}; pass backend="auto"')
     return not reason
@@ -93,20 +96,20 @@ def has_triton() -> bool:
     return sys.platform == "linux" and importlib.util.find_spec("triton") is not None
 
 
-def _why_no_kernel(x: torch.Tensor, weight: torch.Tensor | None) -> str:
+def why_no_kernel(*inputs: torch.Tensor | None) -> str:
     """Why no kernel serves plain tensors like these; empty if one does."""
     if not has_triton():
         return "Triton is not installed"
-    if x.dtype not in KERNEL_DTYPES or (weight is not None and weight.dtype not in KERNEL_DTYPES):
+    if any(tensor is not None and tensor.dtype not in KERNEL_DTYPES for tensor in inputs):
         return "a float64 tensor is served by PyTorch only"
     if torch.jit.is_tracing():
         return "torch.jit.trace records PyTorch operations only"
     return ""
 
 
-def _of_a_subclass(x: torch.Tensor, weight: torch.Tensor | None) -> str:
-    """Which of them is no plain tensor, in words; empty if both are."""
-    for name, tensor in (("x", x), ("weight", weight)):
+def of_a_subclass(**inputs: torch.Tensor | None) -> str:
+    """Which of them is no plain tensor, in words; empty if all are."""
+    for name, tensor in inputs.items():
         if tensor is not None and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return f"{name} is a {type(tensor).__name__}, which has operations of its own"
     return ""
@@ -141,7 +144,7 @@ def _triton_plan(
         return _copying_plan(x, weight, axis, batch_invariant, numerics)
     choice = dispatch.choose_and_prepare(
         geometry,
-        (_name(x.dtype), "none" if weight is None else _name(weight.dtype), _name(x.dtype)),
+        (dtype_name(x.dtype), "none" if weight is None else dtype_name(weight.dtype), dtype_name(x.dtype)),
         x.get_device(),
         in_place=out is not None and overlap_offset(x, out) is not None,
         batch_invariant=batch_invariant,
@@ -205,5 +208,5 @@ def _restriding(call: Call, strides: tuple[int, ...]) -> Call:
     return restrided
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -28,13 +28,29 @@ def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis
     return y.to(x.dtype)
 
 
+def add_rmsnorm_torch(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and new_residual = x + residual, differentiable: the sum is rounded to the residual's dtype, then its RMSNorm once to x's."""
+    new_residual = (x + residual).to(residual.dtype)
+    wide = new_residual.to(torch.promote_types(x.dtype, residual.dtype))  # so that y is rounded once
+    return rmsnorm_torch(wide, weight, eps, -1).to(x.dtype), new_residual
+
+
 def rmsnorm_backward_torch(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int, numerics: Numerics = PLAIN
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    axis: int,
+    numerics: Numerics = PLAIN,
+    dsum: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dx and dw of `rmsnorm_torch`, themselves differentiable; fp32 arithmetic, results in the dtypes of x and weight.
 
     With x̂ = x / sqrt(mean(x², axis) + eps) and g = dy · (w + offset):
-    dx = (g − x̂ · mean(g · x̂)) / sqrt(mean(x²) + eps), dw = Σ dy · x̂. A rounding of x̂ within the forward counts as none.
+    dx = (g − x̂ · mean(g · x̂)) / sqrt(mean(x²) + eps), dw = Σ dy · x̂. A rounding of x̂ within the forward counts as none. Where x is the
+    sum of `add_rmsnorm_torch`, whose own gradient is dsum, that is added to dx before it is rounded.
     """
     wide, wide_dy = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dy))
     rstd = torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
@@ -46,6 +62,8 @@ def rmsnorm_backward_torch(
         dw = wide_dy * x_hat
         dw = (dw.sum(others) if others else dw).to(weight.dtype)
     dx = rstd * (g - x_hat * (g * x_hat).mean(axis, keepdim=True))
+    if dsum is not None:
+        dx = dx + dsum
     return dx.to(x.dtype), dw
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import is_grad_enabled
 
 from kernels.plans import Call
+from kernels.residual_plans import AddCall
 from kernels.validation import overlap_offset, span_bytes
 
 MAX_SHAPES = 16384
@@ -20,6 +21,9 @@ Check: TypeAlias = Callable[..., bool]
 
 Table: TypeAlias = dict[torch.Size, tuple[tuple[Check, Call, int, int], ...]]
 """By x's shape: checks, what serves those who pass, and the bytes that x and out span."""
+
+AddTable: TypeAlias = dict[torch.Size, tuple[tuple[Check, AddCall, int, int], ...]]
+"""By x's shape: checks, what serves those who pass, and the bytes that x and residual span."""
 
 
 class Shortcuts:
@@ -72,6 +76,59 @@ class Shortcuts:
     def clear(self) -> None:
         """Forget everything."""
         for tables in (self._fresh, self._in_place, self._into_out):
+            for table in (table for pair in tables for table in pair):
+                table.clear()
+
+
+class AddShortcuts:
+    """The same for add_rmsnorm: without given results, or in place with out=x and residual_out=residual."""
+
+    def __init__(self) -> None:
+        self._fresh: list[list[AddTable]] = [[{}, {}], [{}, {}]]
+        self._in_place: list[list[AddTable]] = [[{}, {}], [{}, {}]]
+
+    def find(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
+    ) -> AddCall | None:
+        """What was added for tensors of this kind, or None, as for x and residual that overlap and are to be overwritten."""
+        in_place = out is x and residual_out is residual
+        if x.__class__ is not torch.Tensor or not (in_place or (out is None and residual_out is None)):
+            return None
+        tables = self._in_place if in_place else self._fresh
+        for check, call, x_bytes, residual_bytes in tables[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+            if check(x, residual) if weight is None else check(x, residual, weight):
+                apart = residual.data_ptr() - x.data_ptr() if in_place else x_bytes
+                return call if apart >= x_bytes or apart <= -residual_bytes else None
+        return None
+
+    def add(
+        self,
+        call: AddCall,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
+    ) -> None:
+        """Remember what serves these tensors, unless nothing can check them or too many of x's shape are known."""
+        in_place = out is x and residual_out is residual
+        if x.__class__ is not torch.Tensor or not (in_place or (out is None and residual_out is None)):
+            return
+        table = (self._in_place if in_place else self._fresh)[torch.is_grad_enabled()][weight is None]
+        known = table.get(x.shape, ())
+        if len(known) < MAX_KINDS and (known or len(table) < MAX_SHAPES):
+            check = _check_of([x, residual, *([] if weight is None else [weight])])
+            if check is not None:
+                table[x.shape] = (*known, (check, call, span_bytes(x), span_bytes(residual)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for tables in (self._fresh, self._in_place):
             for table in (table for pair in tables for table in pair):
                 table.clear()
 

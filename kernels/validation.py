@@ -73,29 +73,69 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, nume
         raise InvalidInput(f"weight_offset is {numerics.weight_offset}, but there is no weight; pass one, or weight_offset=0.0")
     if backend not in BACKENDS:
         raise InvalidInput(f"backend is {backend!r}; use one of {', '.join(BACKENDS)}")
-    if out is not None:
-        if not isinstance(out, torch.Tensor):
-            raise InvalidInput(f"out is a {type(out).__name__}; pass a torch.Tensor or None")
-        if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
-            raise InvalidInput(
-                f"out is {tuple(out.shape)} {out.dtype} on {out.device}; x asks for {tuple(x.shape)} {x.dtype} on {x.device}"
-            )
+    _check_result("out", out, "x", x)
 
 
-def check_out_memory(x: torch.Tensor, out: torch.Tensor) -> None:
+def check_add_arguments(x: Any, residual: Any, weight: Any, out: Any, residual_out: Any, backend: Any) -> None:
+    """As `check_arguments`, of add_rmsnorm."""
+    check_arguments(x, weight, -1, out, backend)
+    if not isinstance(residual, torch.Tensor):
+        raise InvalidInput(f"residual is a {type(residual).__name__}; pass a torch.Tensor")
+    if residual.layout != torch.strided:
+        raise InvalidInput(f"residual has layout {residual.layout}; pass a dense tensor, for example residual.to_dense()")
+    if residual.dtype not in FLOAT_DTYPES:
+        raise InvalidInput(f"residual.dtype is {residual.dtype}; use float16, bfloat16, float32 or float64")
+    if residual.shape != x.shape:
+        raise InvalidInput(f"residual has shape {tuple(residual.shape)}, x {tuple(x.shape)}; expand the one to the other")
+    if residual.device != x.device:
+        raise InvalidInput(f"residual is on {residual.device}, x on {x.device}; move one of them")
+    _check_result("residual_out", residual_out, "residual", residual)
+
+
+def _check_result(name: str, result: Any, source_name: str, source: torch.Tensor) -> None:
+    """Raise InvalidInput unless a result is None or a tensor like its source."""
+    if result is None:
+        return
+    if not isinstance(result, torch.Tensor):
+        raise InvalidInput(f"{name} is a {type(result).__name__}; pass a torch.Tensor or None")
+    if result.shape != source.shape or result.dtype != source.dtype or result.device != source.device:
+        seen, wanted = (f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}" for tensor in (result, source))
+        raise InvalidInput(f"{name} is {seen}; {source_name} asks for {wanted}")
+
+
+def check_out_memory(x: torch.Tensor, out: torch.Tensor, x_name: str = "x", name: str = "out") -> None:
     """Raise InvalidInput where writing to out would change what is still to be read or written, as far as strides can tell."""
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise InvalidInput(f"out has stride 0 (strides {out.stride()}): several elements share memory; pass out.contiguous()")
-    offset = overlap_offset(x, out)
-    if offset is None or (offset == 0 and x.stride() == out.stride()):
-        return
-    if x.stride() == out.stride():
-        dims = sorted(zip(x.stride(), x.shape, strict=True), reverse=True)
-        collides = offset % x.element_size() != 0 or _reaches(offset // x.element_size(), dims)
-    else:
-        collides = _is_packed(x) and _is_packed(out)  # otherwise the views may interleave without an element in common
-    if collides:
-        raise InvalidInput(f"out overlaps x in part, strides {out.stride()} and {x.stride()}; pass x itself or memory of its own")
+        raise InvalidInput(f"{name} has stride 0 (strides {out.stride()}): several elements share memory; pass {name}.contiguous()")
+    is_same = overlap_offset(x, out) == 0 and x.stride() == out.stride()
+    if not is_same and _collide(x, out):
+        strides = f"strides {out.stride()} and {x.stride()}"
+        raise InvalidInput(f"{name} overlaps {x_name} in part, {strides}; pass {x_name} itself or memory of its own")
+
+
+def check_add_memory(x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor | None, residual_out: torch.Tensor | None) -> None:
+    """As `check_out_memory`, of add_rmsnorm: out may be x and residual_out residual, and nothing else may overlap what is written."""
+    if out is not None:
+        check_out_memory(x, out)
+    if residual_out is not None:
+        check_out_memory(residual, residual_out, "residual", "residual_out")
+    pairs = (("out", out, "residual", residual), ("residual_out", residual_out, "x", x), ("residual_out", residual_out, "out", out))
+    for name, result, other_name, other in pairs:
+        if result is not None and other is not None and _collide(result, other):
+            raise InvalidInput(f"{name} overlaps {other_name}; pass memory of its own")
+
+
+def _collide(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape have an element in common, as far as strides can tell."""
+    offset = overlap_offset(a, b)
+    if offset is None:
+        return False
+    if a.dtype != b.dtype:
+        return True
+    if a.stride() == b.stride():
+        dims = sorted(zip(a.stride(), a.shape, strict=True), reverse=True)
+        return offset % a.element_size() != 0 or _reaches(offset // a.element_size(), dims)
+    return _is_packed(a) and _is_packed(b)  # otherwise the views may interleave without an element in common
 
 
 def overlap_offset(x: torch.Tensor, out: torch.Tensor) -> int | None:

@@ -30,18 +30,27 @@ def assert_gradients(
     eps: float = 1e-6,
     axis: int = -1,
     note: object = "",
+    dsum: torch.Tensor | None = None,
+    daddend: torch.Tensor | None = None,
 ) -> None:
     """Every element of dx and dw, where given, is as near as `tuner.verify` says and derives; NaN where the formula gives NaN.
+
+    dsum is to be added to dx; daddend is to be the same, in dy's dtype.
 
     In bf16 under the interpreter twice the one rounding is allowed, because the interpreter cuts fp32 off (`oracle.tolerance`).
     """
     wanted_dx, wanted_dw = expected_gradients(dy, x, weight, eps, axis)
     parts = float64_gradients(dy.movedim(axis, -1), x.detach().movedim(axis, -1), weight if weight is None else weight.detach(), eps)
     steps = FP32_STEPS * 2.0**-24
-    if dx is not None:
-        assert dx.shape == x.shape, note
-        assert dx.dtype == x.dtype, note
-        _assert_near(dx, wanted_dx, parts.dx_magnitude.movedim(-1, axis) * steps, f"{note} dx")
+    magnitude = parts.dx_magnitude.movedim(-1, axis)
+    if dsum is not None:
+        wanted_dx = wanted_dx + dsum.double()
+        magnitude = magnitude + dsum.double().abs()
+    for name, gradient, dtype in (("dx", dx, x.dtype), ("daddend", daddend, dy.dtype)):
+        if gradient is not None:
+            assert gradient.shape == x.shape, note
+            assert gradient.dtype == dtype, note
+            _assert_near(gradient, wanted_dx, magnitude * steps, f"{note} {name}")
     if dw is not None:
         assert weight is not None
         assert wanted_dw is not None

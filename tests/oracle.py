@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from kernels.variants import VARIANTS
-from tuner.verify import relative_tolerance
-from tuning_db.model import BACKWARD, FORWARD
+from tuner.verify import UNIT_ROUNDOFF, relative_tolerance
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 """Where kernels run in these tests: the CPU under Triton's interpreter, else the current GPU."""
 
-FORWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == FORWARD}
-BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if variant.OP == BACKWARD}
+FORWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if FORWARD in variant.OPS}
+BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if BACKWARD in variant.OPS}
+SUM_VARIANTS = {name: variant for name, variant in VARIANTS.items() if ADD_FORWARD in variant.OPS}
+SUM_BACKWARD_VARIANTS = {name: variant for name, variant in VARIANTS.items() if ADD_BACKWARD in variant.OPS}
 
 DEVICE_INDEX = -1 if INTERPRETED else 0
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -44,6 +46,19 @@ def tolerance(dtype: torch.dtype) -> float:
         return 256 * 2.0**-53
     cut = 2.0**-8 if INTERPRETED and dtype == torch.bfloat16 else 0.0
     return relative_tolerance(_name(dtype)) + cut
+
+
+def assert_sum(new_residual: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, note: object = "") -> None:
+    """new_residual is x + residual, every element of it, in the residual's dtype: rounded to fp32 and once to that.
+
+    In bf16 under the interpreter, which cuts off, a whole unit is allowed.
+    """
+    assert (new_residual.shape, new_residual.dtype) == (residual.shape, residual.dtype), note
+    want, got = x.detach().double() + residual.detach().double(), new_residual.detach().double()
+    rounding = UNIT_ROUNDOFF[_name(residual.dtype)] * (2 if INTERPRETED and residual.dtype == torch.bfloat16 else 1)
+    near = (got - want).abs() <= want.abs() * (rounding + 2 * 2.0**-24) + SMALLEST_SUBNORMAL[residual.dtype]
+    wrong = ~(near | (got.isnan() & want.isnan()) | (got == want))  # infinity equals itself
+    assert not wrong.any(), f"{note} {int(wrong.sum())} of {wrong.numel()} sums are wrong, first at {wrong.nonzero()[0].tolist()}"
 
 
 def assert_rmsnorm(

@@ -13,12 +13,11 @@ import sys
 
 import torch
 
-from kernels.backward_launch import build_backward_launcher
 from kernels.device import describe
 from kernels.geometry import geometry_of
-from kernels.launch import build_launcher
 from kernels.variants import VARIANTS, candidates
-from tuning_db.model import BACKWARD
+from tuner.cases import EPS, LAUNCHER_OF
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD
 
 SHAPES = {
     "whole_row": ((3, 129), (5, 1000), (2, 4097)),
@@ -37,19 +36,25 @@ def call(name: str, x: torch.Tensor, axis: int) -> int:
     """Launch every legal config of a variant on x; how many there were."""
     weight = torch.rand(x.shape[axis], device="cuda", dtype=torch.float32)
     y = torch.empty_like(x)  # or dx
-    dy = torch.randn_like(y)
+    dy = torch.randn_like(y)  # or what is added to x
+    total, dw = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda"), torch.empty_like(weight)
+    arguments = {
+        FORWARD: (y, x, weight, EPS),
+        BACKWARD: (y, dw, dy, x, weight, EPS),
+        ADD_FORWARD: (y, total, dy, x, weight, EPS),
+        ADD_BACKWARD: (y, dw, dy, x, weight, EPS, dy, None),
+    }
     geometry = geometry_of(x.shape, x.stride(), y.stride(), axis)
     assert geometry is not None
     dtypes = (str(x.dtype).removeprefix("torch."), "float32", str(x.dtype).removeprefix("torch."))
-    op = VARIANTS[name].OP
-    configs = [config for config in candidates(geometry.problem(*dtypes, op=op), describe(0)) if config.variant == name]
-    for config in configs:
-        if op == BACKWARD:
-            build_backward_launcher(config, geometry, dtypes, 0)(y, torch.empty_like(weight), dy, x, weight, 1e-6)
-        else:
-            build_launcher(config, geometry, dtypes, 0)(y, x, weight, 1e-6)
-        torch.cuda.synchronize()
-    return len(configs)
+    launches = 0
+    for op in VARIANTS[name].OPS:
+        for config in candidates(geometry.problem(*dtypes, op=op), describe(0)):
+            if config.variant == name:
+                LAUNCHER_OF[op](config, geometry, dtypes, 0)(*arguments[op])
+                torch.cuda.synchronize()
+                launches += 1
+    return launches
 
 
 def main() -> None:

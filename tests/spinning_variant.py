@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels.variants.common import ROW_INTEGERS, prune_configs
 from tuning_db.model import FORWARD, Device, Problem
 
-OP = FORWARD
+OPS = (FORWARD,)
 REVISION = 1
 LAYOUTS = ("contiguous",)
 IN_PLACE = True

@@ -8,7 +8,7 @@ from kernels.geometry import geometry_of
 from kernels.variants import VARIANTS, candidates, cluster_row, jit_function
 from kernels.variants.common import config_params
 from oracle import DEVICE, dtype_names
-from tuning_db.model import Config
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, Config
 
 CALLS = {
     "whole_row": ((64, 4096), 1),
@@ -19,13 +19,13 @@ CALLS = {
     "strided_axis": ((3, 100, 64), 1),
     "backward_whole_row": ((64, 4096), 1),
     "backward_multi_row": ((640, 128), 1),
-    "backward_split_row": ((4, 16_384), 1),
+    "backward_split_row": ((4, 4096), 1),
 }
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_autotune_keeps_the_legal_configs(name, weighted, monkeypatch):
+@pytest.mark.parametrize(("name", "op"), [(name, op) for name, variant in VARIANTS.items() for op in variant.OPS])
+def test_autotune_keeps_the_legal_configs(name, op, weighted, monkeypatch):
     if interpreting():  # where the dispatcher never picks it
         monkeypatch.setattr(cluster_row, "ARCHES", (INTERPRETER.arch,))
     shape, axis = CALLS[name]
@@ -34,8 +34,10 @@ def test_autotune_keeps_the_legal_configs(name, weighted, monkeypatch):
     geometry = geometry_of(x.shape, x.stride(), x.stride(), axis)
     kernel = VARIANTS[name].kernel
     arguments = {"y_ptr": x, "dx_ptr": x, "dy_ptr": x, "x_ptr": x, "w_ptr": weight, **vars(geometry)}
+    if op in (ADD_FORWARD, ADD_BACKWARD):
+        arguments |= {"addend_ptr": x, "sum_ptr": x, "dsum_ptr": x}
     arguments = {argument: value for argument, value in arguments.items() if argument in jit_function(name).arg_names}
     kept = {Config.of(name, **config_params(config)) for config in kernel.early_config_prune(kernel.configs, arguments)}
-    legal = candidates(geometry.problem(*dtype_names(x, weight, x), op=VARIANTS[name].OP), current_device())
+    legal = candidates(geometry.problem(*dtype_names(x, weight, x), op=op), current_device())
     assert kept == {config for config in legal if config.variant == name}
     assert 0 < len(kept) < len(kernel.configs)

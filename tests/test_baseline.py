@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import baseline as baselines
-from benchmarks.baseline import Baseline, BaselineError, combined, find, path_for, read_baseline, to_text
+from benchmarks.baseline import Baseline, BaselineError, combined, find, joined, path_for, read_baseline, to_text
 from benchmarks.check import check_against, record_baseline
 from benchmarks.results import CaseResult, Interval, RunResult
 from benchmarks.verdict import Verdict
@@ -54,10 +54,21 @@ def test_the_file_has_a_case_a_line_and_comes_back(recorded: Baseline, tmp_path:
     back = read_baseline(path)
     assert {case.problem for case in back.cases} == set(PROBLEMS)
     assert to_text(back) == path.read_text()
-    assert (back.provenance, back.suite, back.processes) == (PROVENANCE, "gate", 3)
+    assert (back.provenance, back.suites, back.processes) == (PROVENANCE, ("gate",), 3)
     lines = [line for line in path.read_text().splitlines() if line.startswith('{"copy_us"')]
     assert len(lines) == len(PROBLEMS)
     assert [json.loads(line.rstrip(","))["problem"]["cols"] for line in lines] == [case.problem.cols for case in back.cases]
+
+
+def test_another_suite_joins_a_baseline_and_another_version_begins_anew(recorded: Baseline) -> None:
+    few = replace(combined("few", runs(1.1, 1.1, 1.1)), processes=4)
+    few = replace(few, cases=few.cases[:2])
+    both = joined(recorded, few)
+    assert (both.suites, both.processes) == (("gate", "few"), 3)
+    assert {case.problem: case for case in both.cases} == {case.problem: case for case in (*recorded.cases, *few.cases)}
+    assert joined(both, few).suites == ("gate", "few")
+    newer = replace(few, provenance=replace(PROVENANCE, versions={**PROVENANCE.versions, "triton": "99"}))
+    assert joined(recorded, newer) == newer
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cases": 1}', '{"cases": [{}]}'])
@@ -125,7 +136,7 @@ def verdicts(recorded: Baseline, machine: Machine) -> dict[Problem, Verdict]:
 def test_record_asks_as_many_processes() -> None:
     machine = Machine({})
     made = record_baseline("gate", PROBLEMS, 3, machine, said.append)
-    assert (made.suite, made.processes, machine.asked) == ("gate", 3, [list(PROBLEMS)] * 3)
+    assert (made.suites, made.processes, machine.asked) == (("gate",), 3, [list(PROBLEMS)] * 3)
 
 
 def test_unchanged_code_passes_in_one_process(recorded: Baseline) -> None:

@@ -21,7 +21,7 @@ from benchmarks.suites import SUITES, load_suite
 from benchmarks.tables import fitting, run_markdown
 from synthetic import DEVICE, FIRST_CALL, HOST, PROBLEMS, SLOWNESS, case, copy_us, run_result
 from test_compare_ref import paired
-from tuning_db.model import Problem
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, Problem
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("run", "record", "check", "compare-ref", "host", "first-call", "accuracy", "train", "report")
@@ -83,6 +83,7 @@ def test_without_a_gpu_the_exit_code_is_five(arguments: list[str]) -> None:
         (["record", "--processes", "2"], "2 is not in the range x>=3"),
         (["report", __file__], "holds no benchmark result"),
         (["compare-ref"], "Missing argument 'GITREF'"),
+        (["compare-ref", "HEAD", "--suite", "add"], "other ops than rmsnorm"),
     ],
 )
 def test_wrong_usage_is_two_and_one_line(arguments: list[str], said: str) -> None:
@@ -93,9 +94,26 @@ def test_wrong_usage_is_two_and_one_line(arguments: list[str], said: str) -> Non
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_suites(name: str) -> None:
+def test_suites_name_each_problem_once(name: str) -> None:
     problems = load_suite(name)
     assert len(set(problems)) == len(problems)
+
+
+def test_other_ops_are_all_but_the_forward() -> None:
+    assert {problem.op for problem in load_suite("other_ops")} == {BACKWARD, ADD_FORWARD, ADD_BACKWARD}
+
+
+@pytest.mark.parametrize(("name", "op"), [("backward", BACKWARD), ("add", ADD_FORWARD), ("add_backward", ADD_BACKWARD)])
+def test_suites_of_other_ops(name: str, op: str) -> None:
+    problems = load_suite(name)
+    assert {problem.op for problem in problems} == {op}
+    assert sum(problem.x_dtype == "bfloat16" for problem in problems) >= 15
+    assert {4096, 131_072} <= {problem.cols for problem in problems}
+
+
+@pytest.mark.parametrize("name", ["gate", "full"])
+def test_suites_of_the_forward(name: str) -> None:
+    problems = load_suite(name)
     assert {problem.x_dtype for problem in problems} == {"bfloat16", "float16", "float32"}
     assert {problem.layout for problem in problems} == {"contiguous", "two_stride"}
     assert any(problem.x_dtype == "bfloat16" and problem.w_dtype == "float32" for problem in problems)

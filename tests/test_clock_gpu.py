@@ -23,7 +23,7 @@ from tuner.cases import Case
 from tuner.measure import Bench, Rotation
 from tuner.race import MAX_ROUNDS, race
 from tuning_db.derive import TIE
-from tuning_db.model import Problem
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, Problem
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[1]
@@ -123,6 +123,18 @@ def test_every_provider_that_is_here_is_compared() -> None:
         assert set(result.timings) | set(result.refused) == set(providers)
         for timing in result.timings.values():
             assert 0 < timing.us.low <= timing.us.median <= timing.us.high
+
+
+@pytest.mark.parametrize("op", [BACKWARD, ADD_FORWARD, ADD_BACKWARD])
+def test_every_provider_that_is_here_is_compared_in_the_other_ops(op: str) -> None:
+    """Graphs of autograd's backwards among them. A stream of fp32 is a case of the sums."""
+    problems = [replace(bf16(512), op=op), *([replace(bf16(512), op=op, x_dtype="float32")] if op != BACKWARD else [])]
+    providers = {name: provider for name, provider in PROVIDERS.items() if not provider.absence()}
+    for result in compare(problems, providers):
+        assert result.wrong == {}
+        assert {"tuned", "heuristic", "eager", "compile"} <= set(result.timings)
+        assert set(result.timings) | set(result.refused) == set(providers)
+        assert result.timings["tuned"].fraction.median < 1.5
 
 
 def test_the_present_code_and_the_present_code_tie() -> None:

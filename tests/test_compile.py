@@ -22,6 +22,8 @@ NAMES = (
     *("backward_whole_row", "backward_multi_row", "backward_split_row"),
 )
 """Of all variants, written out: nothing here imports Triton."""
+OF_SUMS = ("whole_row", "multi_row", "looped", "split_row", "backward_whole_row", "backward_multi_row", "backward_split_row")
+"""Of those that also serve add_rmsnorm, or its backward."""
 
 COLS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 65_536, 131_072, 32, 16, 4, 2, 1)
 """Tried in this order for each config: small tiles compile fastest, and the narrowest rows only occur in tiles of many."""
@@ -83,7 +85,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
     from kernels.variants import VARIANTS, column_sum, is_legal, space
     from tuner.architectures import architectures
     from tuning_db.jsonl import shipped_records
-    from tuning_db.model import OPS, Problem
+    from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, LAYOUTS_OF, Problem
 
     target, device = compile_time_arguments(arch)
 
@@ -94,16 +96,17 @@ def compile_arch(arch: str) -> dict[str, Any]:
     def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True, numerics: Any = PLAIN) -> Any:
         geometry = geometry or geometry_of_problem(problem)
         arguments = kernel_arguments(config, geometry, ptx=target.backend == "cuda", numerics=numerics)
-        return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned)
+        return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned, adds=problem.adds)
 
     configs: dict[str, str] = {}
     spilling: dict[str, int] = {}
     for name, variant in VARIANTS.items():
         for config in sorted(space(name), key=str):
-            problem = next((problem for problem in problems(variant.OP, variant.LAYOUTS[:1]) if is_legal(config, problem, device)), None)
+            listed = problems(variant.OPS[0], variant.LAYOUTS[:1])
+            problem = next((problem for problem in listed if is_legal(config, problem, device)), None)
             configs[str(config)] = "valid for no problem" if problem is None else outcome(compiled, binary_for(config, problem))
-        # What else changes the machine code: the other layouts, a weight or none, addresses that are no multiple of 16 bytes, numerics.
-        for problem in problems(variant.OP, variant.LAYOUTS):
+        # What else changes the machine code: other layouts and ops, a weight or none, addresses that are no multiple of 16 bytes, numerics.
+        for problem in (problem for op in variant.OPS for problem in problems(op, LAYOUTS_OF[op])):
             if problem.cols in (1, 128, 65_536):
                 config = next((config for config in sorted(space(name), key=str) if is_legal(config, problem, device)), None)
                 if config is not None:
@@ -115,21 +118,35 @@ def compile_arch(arch: str) -> dict[str, Any]:
             if amount:
                 spilling[f"{record.config}, {record.problem}"] = amount
     # Where nobody has measured, what runs is what the heuristic picks.
-    for x, w in (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "none"), ("float32", "float32")):
-        for op, rows, cols in itertools.product(OPS, (4, 512, 32_768), (1, 64, 256, 1024, 4096, 5120, 8192, 16_384, 131_072)):
-            problem = Problem(op, x, w, x, rows, cols)
-            config = heuristic_config(problem, architectures()[arch].device)
-            amount = spilled_bytes(compiled(binary_for(config, problem)))
-            if amount:
-                spilling[f"{config}, {problem}"] = amount
+    widths = (1, 64, 256, 1024, 4096, 5120, 8192, 16_384, 131_072)
+    dtypes = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "none"), ("float32", "float32"))
+    sum_dtypes = (*(("bfloat16",) * 3, ("float32",) * 3), ("float32", "bfloat16", "bfloat16"))
+    picked = [
+        Problem(op, x, w, x, *at) for op in (FORWARD, BACKWARD) for x, w in dtypes for at in itertools.product((4, 512, 32_768), widths)
+    ]
+    picked += [Problem(op, x, w, y, 4096, cols) for op in (ADD_FORWARD, ADD_BACKWARD) for x, w, y in sum_dtypes for cols in widths[1:]]
+    for problem in picked:
+        config = heuristic_config(problem, architectures()[arch].device)
+        amount = spilled_bytes(compiled(binary_for(config, problem)))
+        if amount:
+            spilling[f"{config}, {problem}"] = amount
     for cols in (1, 256, 131_072):
         sums = compiled(column_sum_binary(column_sum.arguments_for(128, cols), "bfloat16"))
         if spilled_bytes(sums):
             spilling[f"column_sum, {cols} columns"] = spilled_bytes(sums)
     answer = {"configs": configs, "spilling": spilling}
     if target.backend == "cuda":
-        answer["vectors"] = {name: narrow_accesses(name, device, binary_for, compiled) for name in VARIANTS}
+        answer["vectors"] = {
+            op_of(name, index): narrow_accesses(name, variant.OPS[index], device, binary_for, compiled)
+            for name, variant in VARIANTS.items()
+            for index in range(len(variant.OPS))
+        }
     return answer
+
+
+def op_of(name: str, index: int) -> str:
+    """How a variant and its first or second op are called here."""
+    return f"{name} of a sum" if index else name
 
 
 def outcome(compiled: Any, binary: Any) -> str:
@@ -141,17 +158,17 @@ def outcome(compiled: Any, binary: Any) -> str:
     return ""
 
 
-def narrow_accesses(name: str, device: Any, binary_for: Any, compiled: Any) -> dict[str, Any] | None:
+def narrow_accesses(name: str, op: str, device: Any, binary_for: Any, compiled: Any) -> dict[str, Any] | None:
     """For 4096 columns of bf16 (65536 where programs share a row): global loads and stores of the machine code by width, and whether
     other rows and strides give the same Binary. None where the architecture has no such variant."""
     from kernels.geometry import geometry_of_problem
-    from kernels.variants import VARIANTS, is_legal, space
+    from kernels.variants import is_legal, space
     from tuning_db.model import Problem
 
     strided = name == "strided_axis"
     cols = 65_536 if name.endswith(("split_row", "cluster_row")) else 256 if name.endswith("multi_row") else 4096
     rows = 64 if name == "cluster_row" else 4096
-    problem = Problem(VARIANTS[name].OP, "bfloat16", "bfloat16", "bfloat16", rows, cols, *(("strided_axis", 512) if strided else ()))
+    problem = Problem(op, "bfloat16", "bfloat16", "bfloat16", rows, cols, *(("strided_axis", 512) if strided else ()))
     config = max((config for config in space(name) if is_legal(config, problem, device)), key=vector_rank, default=None)
     if config is None:
         return None
@@ -220,7 +237,7 @@ def test_what_ships_spills_nothing(compiled, arch):
     assert compiled[arch]["spilling"] == {}
 
 
-@pytest.mark.parametrize("variant", NAMES)
+@pytest.mark.parametrize("variant", [*NAMES, *(op_of(name, 1) for name in OF_SUMS)])
 @pytest.mark.parametrize("arch", [arch for arch in ARCHES if arch.startswith("sm_")])
 def test_loads_are_whole_vectors(compiled, arch, variant):
     """128-bit loads and stores of x, y and the weight, though neither rows nor strides are specialised."""
@@ -228,11 +245,11 @@ def test_loads_are_whole_vectors(compiled, arch, variant):
     if found is None:
         pytest.skip(f"{variant} is none of {arch}'s")
     assert 128 in found["widths"], found
-    if variant.endswith("whole_row"):
+    if "whole_row" in variant:
         assert found["widths"] == [128], found
 
 
-@pytest.mark.parametrize("variant", NAMES)
+@pytest.mark.parametrize("variant", [*NAMES, *(op_of(name, 1) for name in OF_SUMS)])
 def test_a_new_batch_size_compiles_nothing(compiled, variant):
     """Other rows, other row strides that are as aligned: the same Binary."""
     assert compiled["sm_90"]["vectors"][variant]["same_binary"]

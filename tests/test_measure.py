@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner import measure
+from tuner.cases import Tensors
 from tuner.measure import COLD_L2S, GRAPH_US, MAX_LAUNCHES, Bench, Rotation, measurement
 from tuning_db.model import Device
 
@@ -71,7 +72,7 @@ class FakeGpu:
         return object()
 
     @contextlib.contextmanager
-    def graph(self, graph: "FakeGraph") -> Iterator[None]:
+    def graph(self, graph: "FakeGraph", stream: object = None) -> Iterator[None]:
         self.captured = graph
         yield
         self.captured = None
@@ -116,7 +117,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def bench_on(rotation: Rotation) -> Bench:
-    sets = [SimpleNamespace(x=at, y=at) for at in range(rotation.sets)]
+    sets = [Tensors(x=at, weight=None, y=at) for at in range(rotation.sets)]  # type: ignore[arg-type]
     case = SimpleNamespace(sets=lambda count, seed: sets[:count], device=torch.device("cpu"))
     return Bench(case, replace(H100, l2_bytes=64), seed=0, rotation=rotation)  # type: ignore[arg-type]
 

@@ -39,7 +39,7 @@ def by_formula(x: torch.Tensor, weight: torch.Tensor, weight_offset: float = 0.0
 
 
 def legal(variant: str, geometry: Geometry, dtypes: tuple[str, str, str]) -> list[Config]:
-    problem = geometry.problem(*dtypes, op=VARIANTS[variant].OP)
+    problem = geometry.problem(*dtypes, op=VARIANTS[variant].OPS[0])
     return [config for config in candidates(problem, current_device()) if config.variant == variant]
 
 

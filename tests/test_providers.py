@@ -1,11 +1,12 @@
 """Who is compared: absent, refusing and wrong providers, the tolerance of those that round twice, and rounds under a fake clock."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import gpu_time, host, paired
+from benchmarks.backward import Backward
 from benchmarks.gpu_time import ROUNDS, compare_on, prepared
 from benchmarks.paired import compare_versions_on
 from benchmarks.peers import PEERS, PROVIDERS
@@ -16,7 +17,7 @@ from tuner.cases import Case, Tensors
 from tuner.measure import Bench
 from tuner.race import median_interval
 from tuner.verify import UNIT_ROUNDOFF, Verifier, float64_rmsnorm, relative_tolerance
-from tuning_db.model import Problem
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, Device, Problem
 
 FP16 = Problem("rmsnorm", "float16", "float16", "float16", 4, 256)
 
@@ -54,6 +55,77 @@ def test_ours_and_pytorch_are_right_by_the_strict_tolerance(name: str) -> None:
     assert prepared(provider, case, current_device(), Verifier(case))[1] == ""
 
 
+OTHER_OPS = [
+    *(replace(FP16, op=op) for op in (BACKWARD, ADD_FORWARD, ADD_BACKWARD)),
+    *(Problem(op, "float32", "float16", "float16", 4, 256) for op in (ADD_FORWARD, ADD_BACKWARD)),
+]
+
+
+@pytest.mark.parametrize("problem", OTHER_OPS, ids=str)
+@pytest.mark.parametrize("name", [*OURS, "eager"])
+def test_ours_and_pytorch_are_right_in_the_other_ops(name: str, problem: Problem) -> None:
+    case = case_of(problem)
+    assert prepared(PROVIDERS[name], case, current_device(), Verifier(case))[1] == ""
+
+
+def test_a_backward_runs_again_and_again_on_the_tensors_it_was_given() -> None:
+    case = case_of(replace(FP16, op=ADD_BACKWARD))
+    (first, second) = case.sets(2, seed=1)
+    launch, _ = prepared(PROVIDERS["tuned"], case, current_device(), Verifier(case))
+    assert isinstance(launch, Backward)
+    launch.save(first)
+    launch.save(second)
+    once, other, again = launch(first), launch(second), launch(first)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True) if a is not None and b is not None)
+    assert once[0] is not None
+    assert other[0] is not None
+    assert not torch.equal(once[0], other[0])
+    launch.forget()
+    with pytest.raises(KeyError):
+        launch(first)
+
+
+@pytest.mark.parametrize("problem", OTHER_OPS, ids=str)
+def test_a_wrong_result_of_another_op_is_found(problem: Problem) -> None:
+    """The last result, one element off by a hundredth of the largest."""
+    case = case_of(problem)
+    right = PROVIDERS["tuned"].serving(problem.op)
+
+    def prepare(case: Case, device: Device) -> Launch:
+        launch = right.prepare(case, device)
+
+        def wrong(tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
+            if isinstance(launch, Backward):
+                launch.save(tensors)
+            results = [None if result is None else result.clone() for result in launch(tensors)]
+            last = next(result for result in reversed(results) if result is not None)
+            last.view(-1)[7] += last.abs().max() * 0.01
+            return tuple(results)
+
+        return wrong
+
+    assert (
+        "× the tolerance"
+        in prepared(
+            replace(foreign(lambda _: None), prepare=prepare).also({problem.op: ("", prepare, 1)}), case, current_device(), Verifier(case)
+        )[1]
+    )
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "flaggems"])
+def test_who_has_no_such_op_refuses(name: str) -> None:
+    case = case_of(replace(FP16, op=BACKWARD))
+    with pytest.raises(Refusal, match="has no rmsnorm_backward here"):
+        prepared(PROVIDERS[name], case, current_device(), Verifier(case))
+
+
+@pytest.mark.parametrize("problem", OTHER_OPS, ids=str)
+def test_liger_needs_a_weight_in_every_op(problem: Problem) -> None:
+    case = case_of(replace(problem, w_dtype="none"))
+    with pytest.raises(Refusal, match="needs a weight"):
+        prepared(PROVIDERS["liger"], case, current_device(), Verifier(case))
+
+
 @pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
 def test_two_roundings_are_within_two_units_and_seen_as_too_much_by_one(dtype: str) -> None:
     case = Case(Problem("rmsnorm", dtype, dtype, dtype, 64, 512), DEVICE)
@@ -86,7 +158,7 @@ def test_a_broken_gpu_or_a_bug_is_none(error: Exception) -> None:
     with pytest.raises(type(error)):
         prepared(foreign(raising(error)), case, current_device(), Verifier(case))
     with pytest.raises(RuntimeError):
-        prepared(dataclasses.replace(foreign(raising(RuntimeError("ours"))), foreign=False), case, current_device(), Verifier(case))
+        prepared(replace(foreign(raising(RuntimeError("ours"))), foreign=False), case, current_device(), Verifier(case))
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -96,7 +168,7 @@ def test_peers_refuse_what_they_do_not_serve_before_they_are_imported(name: str)
         PEERS[name].prepare(strided, current_device())
     if name != "quack":
         with pytest.raises(Refusal, match="weight"):
-            PEERS[name].prepare(Case(dataclasses.replace(FP16, w_dtype="none"), DEVICE), current_device())
+            PEERS[name].prepare(Case(replace(FP16, w_dtype="none"), DEVICE), current_device())
 
 
 def test_who_is_absent_is_said_so() -> None:
@@ -117,7 +189,7 @@ class FakeBench:
     def __init__(self, case: Case, device: object, seed: int) -> None:
         self.entered: list[str] = []
 
-    def enter(self, name: str, launch: Launch) -> None:
+    def enter(self, name: str, launch: Launch, before: Launch | None = None) -> None:
         self.entered.append(name)
 
     def round(self, order: list[str]) -> dict[str, float]:

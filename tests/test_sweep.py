@@ -14,6 +14,7 @@ from kernels.variants import VARIANTS, candidates
 from stand_ins import CONFIGS, DEVICE, PROBLEMS, FakePool
 from tuner import sweep as pipeline
 from tuner import tuning
+from tuner.cases import LAUNCHER_OF
 from tuner.compiling import Compiled
 from tuner.events import Event, Faulted, Finished, Started
 from tuner.failure import Failure
@@ -22,7 +23,7 @@ from tuner.station import LocalStation
 from tuner.tuning import TORCH
 from tuner.unfinished import unfinished
 from tuning_db.errors import DatabaseError
-from tuning_db.model import BACKWARD, Config, Device, Problem, Record, Role, Source, Status
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, OPS, Config, Device, Problem, Record, Role, Source, Status
 from tuning_db.store import Store, open_for_writing
 
 FIRST, SECOND, BAD = CONFIGS[0], CONFIGS[1], CONFIGS[2]
@@ -37,7 +38,7 @@ class Lab:
         self.faults: dict[Config, str] = {}
         self.compiled: dict[str, Compiled] = {}
         self.built: set[Config] = set()
-        self.built_backward: set[Config] = set()
+        self.built_ops: set[str] = set()
         self.timed: set[Config] = set()
         self.crash: Config | None = None
         self.told: object = None
@@ -99,21 +100,21 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
             assert set(order) <= lab.timed
             return {**{name: lab.time_us(name) for name in order}, "reference": COPY_US}
 
-    def build(config: Config, *_: object) -> SimpleNamespace:
-        lab.built.add(config)
-        return SimpleNamespace(config=config)
+    def build_for(op: str) -> Any:
+        def build(config: Config, *_: object) -> SimpleNamespace:
+            lab.built.add(config)
+            lab.built_ops.add(op)
+            return SimpleNamespace(config=config)
 
-    def build_backward(config: Config, *_: object) -> SimpleNamespace:
-        lab.built_backward.add(config)
-        return SimpleNamespace(config=config)
+        return build
 
     monkeypatch.setattr(tuning, "describe", lambda index: DEVICE)
     monkeypatch.setattr(tuning.torch.cuda, "init", lambda: None)
     monkeypatch.setattr(tuning, "tell", lambda doing: setattr(lab, "told", doing))
     monkeypatch.setattr(tuning, "Verifier", FakeVerifier)
     monkeypatch.setattr(tuning, "Bench", FakeBench)
-    monkeypatch.setattr(tuning, "build_launcher", build)
-    monkeypatch.setattr(tuning, "build_backward_launcher", build_backward)
+    for op in OPS:
+        monkeypatch.setitem(LAUNCHER_OF, op, build_for(op))
     return lab
 
 
@@ -141,13 +142,14 @@ def test_the_winner_is_recorded_with_what_it_beat(lab: Lab, store: Store) -> Non
     assert next(trial for trial in trials if trial.uid == record.trial_uid).final
 
 
-def test_a_backward_is_built_as_one_and_held_against_three_streams(lab: Lab, store: Store) -> None:
-    problem = replace(PROBLEMS[1], op=BACKWARD)
+@pytest.mark.parametrize(("op", "streams"), [(BACKWARD, 3), (ADD_FORWARD, 4), (ADD_BACKWARD, 4)])
+def test_an_op_is_built_as_one_and_held_against_its_streams(lab: Lab, store: Store, op: str, streams: int) -> None:
+    problem = replace(PROBLEMS[1], op=op)
     (record,) = run(lab, store, [problem])
-    assert lab.built_backward == set(candidates(problem, DEVICE))
-    assert not lab.built
+    assert lab.built == set(candidates(problem, DEVICE))
+    assert lab.built_ops == {op}
     assert record.problem == problem
-    assert record.copy_fraction == pytest.approx(1.5 * COPY_US / record.median_us)
+    assert record.copy_fraction == pytest.approx(streams / 2 * COPY_US / record.median_us)
 
 
 def test_the_heuristic_is_in_the_final_however_slow(lab: Lab, store: Store) -> None:

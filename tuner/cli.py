@@ -18,7 +18,7 @@ from tuner.failure import Failure
 from tuner.selection import Filter, shard_of
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
-from tuning_db.model import BACKWARD, FORWARD, LAYOUTS, NO_WEIGHT, OPS, Problem, Source, bucket_rows, to_dict
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, FORWARD, LAYOUTS, LAYOUTS_OF, NO_WEIGHT, OPS, Problem, Source, bucket_rows, to_dict
 from tuning_db.store import open_for_reading, open_for_writing
 
 if TYPE_CHECKING:
@@ -187,22 +187,35 @@ def show(
 @click.argument("rows", type=click.IntRange(min=1))
 @click.argument("cols", type=click.IntRange(min=1))
 @click.option("--op", default=FORWARD, show_default=True, type=click.Choice(OPS))
-@click.option("--dtype", default="bfloat16", show_default=True, callback=options.one(options.dtype), help="Of x and y.")
+@click.option("--dtype", default="bfloat16", show_default=True, callback=options.one(options.dtype), help="Of x, or the residual stream.")
 @click.option("--weight", default="same", show_default=True, help="Dtype of the weight: `same` as x, `none` for no weight, or its name.")
+@click.option("--y-dtype", default="same", show_default=True, help="Of y, with the add ops.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="contiguous", show_default=True)
 @click.option("--inner-rows", type=click.IntRange(min=1), help="Rows whose elements interleave; with layout strided_axis.")
 @click.option("--arch", callback=options.one(options.arch), help="For the usual board of this architecture, not the GPU here.")
 @options.json_option
 def explain(
-    rows: int, cols: int, op: str, dtype: str, weight: str, layout: str, inner_rows: int | None, arch: str | None, as_json: bool
+    rows: int,
+    cols: int,
+    op: str,
+    dtype: str,
+    weight: str,
+    y_dtype: str,
+    layout: str,
+    inner_rows: int | None,
+    arch: str | None,
+    as_json: bool,
 ) -> None:
-    """What rmsnorm or its backward would run for ROWS x COLS, and on what evidence."""
+    """What rmsnorm, add_rmsnorm or a backward would run for ROWS x COLS, and on what evidence."""
     if (inner_rows is not None) != (layout == "strided_axis"):
         raise click.UsageError("--inner-rows goes with --layout strided_axis, and that needs it")
     if inner_rows is not None and rows % inner_rows:
         raise click.UsageError(f"--inner-rows {inner_rows} does not divide {rows} rows; name a divisor")
-    if op == BACKWARD and layout != "contiguous":
-        raise click.UsageError(f"--op {BACKWARD} goes with --layout contiguous: other layouts are copied to it first")
+    if layout not in LAYOUTS_OF[op]:
+        served = " or ".join(LAYOUTS_OF[op])
+        raise click.UsageError(f"--op {op} goes with --layout {served}: other layouts are copied to it first")
+    if y_dtype != "same" and op not in (ADD_FORWARD, ADD_BACKWARD):
+        raise click.UsageError(f"--y-dtype goes with --op {ADD_FORWARD} or {ADD_BACKWARD}: of {op} y has x's dtype")
     from kernels.device import current_device, has_gpu
     from kernels.settings import read_settings
     from tuner import display, listings
@@ -210,7 +223,8 @@ def explain(
     from tuner.explain import explain as asked
 
     w_dtype = dtype if weight == "same" else weight if weight == NO_WEIGHT else options.dtype(weight)
-    problem = Problem(op, dtype, w_dtype, dtype, bucket_rows(rows), cols, layout, bucket_rows(inner_rows or 1))
+    y_dtype = dtype if y_dtype == "same" else options.dtype(y_dtype)
+    problem = Problem(op, dtype, w_dtype, y_dtype, bucket_rows(rows), cols, layout, bucket_rows(inner_rows or 1))
     assumed = bool(arch) or not has_gpu()
     explanation = asked(problem, architectures()[arch or DEFAULT_ARCH].device if assumed else current_device())
     if as_json:

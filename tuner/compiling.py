@@ -96,7 +96,7 @@ def usable_cores() -> int:
 def binary_for(problem: Problem, config: Config, target: GPUTarget) -> Binary:
     """The Binary that runs `config` on `problem` on a target, with aligned pointers as an allocator gives them."""
     arguments = kernel_arguments(config, geometry_of_problem(problem), ptx=target.backend == "cuda")
-    return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=True)
+    return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=True, adds=problem.adds)
 
 
 def compile_and_inspect(binary: Binary, target: GPUTarget, device: Device) -> Compiled:

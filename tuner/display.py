@@ -20,7 +20,7 @@ from rich.text import Text
 from kernels.settings import read_settings
 from tuner.events import Event, Faulted, Finished, Started
 from tuner.session import Plan, Session
-from tuning_db.model import BACKWARD, NO_WEIGHT, Problem, Record, Resources, to_dict
+from tuning_db.model import NO_WEIGHT, Problem, Record, Resources, to_dict
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ROWS_SHOWN = 40
@@ -228,9 +228,10 @@ def _kind_label(problem: Problem) -> str:
         weight = " no weight"
     elif problem.w_dtype != problem.x_dtype:
         weight = f" w={SHORT[problem.w_dtype]}"
+    result = "" if problem.y_dtype == problem.x_dtype else f" y={SHORT[problem.y_dtype]}"
     layout = "" if problem.layout == "contiguous" else f" {problem.layout}"
-    backward = " backward" if problem.op == BACKWARD else ""
-    return f"{SHORT[problem.x_dtype]}{weight}{layout}{backward}"
+    op = (" add" if problem.adds else "") + (" backward" if problem.is_backward else "")
+    return f"{SHORT[problem.x_dtype]}{weight}{result}{layout}{op}"
 
 
 def _outcome(event: Finished) -> str:

@@ -69,16 +69,27 @@ class Bench:
             self._other_data = torch.zeros(COLD_L2S * device.l2_bytes // 4, dtype=torch.int32, device=case.device)
         self._graphs: dict[object, tuple[torch.cuda.CUDAGraph, int]] = {}
         self._alive: list[object] = []
-        self.enter("reference", lambda tensors: reference_copy(tensors.y, tensors.x))
+        self.enter("reference", copy_of_what_is_normalised)
 
-    def enter(self, name: object, launch: Launch, launches: int | None = None) -> None:
-        """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before."""
+    def enter(self, name: object, launch: Launch, launches: int | None = None, before: Launch | None = None) -> None:
+        """Capture a graph of `launches` (default: as many as a candidate gets) under `name`. Runs the work once before.
+
+        `before` is run on every set first, on the stream of the capture, and is not timed.
+        """
         count = self.rotation.rounded(launches or self.launches)
+        stream = None
+        if before is not None:
+            torch.cuda.synchronize()
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for tensors in self.sets:
+                    before(tensors)
+                torch.cuda.synchronize()
         launch(self.sets[0])
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         kept: list[object] = [None] * len(self.sets)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             for i in range(count):
                 kept[i % len(self.sets)] = launch(self.sets[i % len(self.sets)])
         self._alive.append(kept)
@@ -118,6 +129,14 @@ class Bench:
             for name in names:
                 samples[name].append(times[name])
         return samples, reference
+
+
+def copy_of_what_is_normalised(tensors: Tensors) -> None:
+    """The reference copy of x to y, or of a residual stream, whose dtype can be another than y's, to the new one."""
+    if tensors.residual is not None and tensors.new_residual is not None:
+        reference_copy(tensors.new_residual, tensors.residual)
+    else:
+        reference_copy(tensors.y, tensors.x)
 
 
 def measurement(own: Sequence[float], reference: Sequence[float], copies: float = 1.0) -> Measurement:

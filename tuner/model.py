@@ -8,7 +8,7 @@ from kernels.geometry import geometry_of_problem
 from kernels.launch import kernel_arguments
 from kernels.variants import VARIANTS
 from tuner.architectures import Architecture
-from tuning_db.model import BACKWARD, NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, NO_WEIGHT, Config, Measurement, Problem, Resources, itemsize
 
 POLICY = "model-1"
 
@@ -46,7 +46,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
     passes = max(1.0, x_bytes / size / programs / held)
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
     turns = passes * (2 if reads_twice else 1)
-    streams = 2 if problem.op == BACKWARD else 1  # x, and dy
+    streams = {FORWARD: 1, BACKWARD: 2, ADD_FORWARD: 2, ADD_BACKWARD: 3}[problem.op]  # of what is read: x, dy, an addend, a sum's gradient
     latency_us = LATENCY_US / int(arguments.get("STAGES", 1))  # of a pipelined loop
     program_us = turns * (latency_us + streams * held / threads * THREAD_ELEMENT_US)
     program_us += EXCHANGE_US.get(config.variant, 0.0)
@@ -59,7 +59,7 @@ def estimate_us(problem: Problem, config: Config, resources: Resources, architec
         moved += x_bytes
     bandwidth_bound = moved / (device.bandwidth_gbs * 1e3)
     latency_bound = program_us * max(1.0, programs / running)
-    column_sum_us = LAUNCH_US + LATENCY_US if problem.op == BACKWARD and problem.w_dtype != NO_WEIGHT else 0.0
+    column_sum_us = LAUNCH_US + LATENCY_US if problem.is_backward and problem.w_dtype != NO_WEIGHT else 0.0
     return _total_us(bandwidth_bound, latency_bound) + column_sum_us
 
 

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import triton
 
-from kernels.backward_launch import build_backward_launcher
 from kernels.device import describe
 from kernels.heuristic import heuristic_config
-from kernels.launch import build_launcher
 from tuner.cases import Case
 from tuner.compiling import Compiled
 from tuner.failure import ContextBroken, Failure, StationGone
@@ -70,14 +68,13 @@ class _Tuning:
         return tuple(self.book.trials)
 
     def _build(self, compiled: Mapping[Config, Compiled]) -> None:
-        build = build_backward_launcher if self.case.is_backward else build_launcher
         for config, one in compiled.items():
             if one.status is not Status.OK:
                 self.book.add(config, one.status, error=one.error, resources=one.resources)
                 continue
             tell(config)
             try:
-                self.launchers[config] = build(config, self.case.geometry, self.case.dtypes, GPU.index)
+                self.launchers[config] = self.case.launcher(config)
             except triton.runtime.errors.OutOfResources as error:
                 self.book.add(config, Status.OUT_OF_RESOURCES, error=str(error), resources=one.resources)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from tuning_db.model import BACKWARD, DTYPES, FORWARD, LAYOUTS, NO_WEIGHT, OPS, Problem, bucket_rows
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, DTYPES, FORWARD, LAYOUTS, LAYOUTS_OF, NO_WEIGHT, OPS, Problem, bucket_rows
 
 SHIPPED = ("quick", "llm", "full", "compare")
-KEYS = ("op", "x_dtype", "w_dtype", "rows", "cols", "layout", "inner_rows")
+KEYS = ("op", "x_dtype", "w_dtype", "y_dtype", "rows", "cols", "layout", "inner_rows")
 
 
 class WorkloadError(ValueError):
@@ -23,7 +23,8 @@ def load_workload(name_or_path: str) -> list[Problem]:
     """The Problems of a shipped workload (`quick`, `llm`, `full`) or of a YAML file, each once, in the file's order.
 
     A file is a mapping with the key `problems`: a list of blocks. A block maps each of x_dtype, w_dtype (`same`: x's), rows, cols and
-    optionally op, layout, inner_rows to a value or a list of values, and stands for all combinations. `max_elements` skips larger ones.
+    optionally op, y_dtype (of the add ops, as w_dtype), layout, inner_rows to a value or a list of values, and stands for all
+    combinations. `max_elements` skips larger ones.
     """
     if name_or_path in SHIPPED:
         origin = f"{name_or_path}.yaml"
@@ -76,6 +77,7 @@ def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
     ops = _values(nodes.get("op"), origin, "op", OPS, [FORWARD])
     x_dtypes = _values(nodes["x_dtype"], origin, "x_dtype", DTYPES)
     w_dtypes = _values(nodes["w_dtype"], origin, "w_dtype", (*DTYPES, NO_WEIGHT, "same"))
+    y_dtypes = _values(nodes.get("y_dtype"), origin, "y_dtype", (*DTYPES, "same"), ["same"])
     rows, cols = (_values(nodes[key], origin, key, None) for key in ("rows", "cols"))
     layouts = _values(nodes.get("layout"), origin, "layout", LAYOUTS, ["contiguous"])
     inner = _values(nodes.get("inner_rows"), origin, "inner_rows", None, [1])
@@ -84,11 +86,15 @@ def _block_problems(block: yaml.Node, origin: str) -> list[Problem]:
         raise WorkloadError(f"{where}: key `max_elements` takes one number")
     if (inner != [1]) != (layouts == ["strided_axis"]):
         raise WorkloadError(f"{where}: key `inner_rows` goes with layout `strided_axis`, and that needs it")
-    if BACKWARD in ops and layouts != ["contiguous"]:
-        raise WorkloadError(f"{where}: key `layout` must be contiguous for op {BACKWARD}, whose other layouts are copied first")
+    for op in ops:
+        if not set(layouts) <= set(LAYOUTS_OF[op]):
+            served = " or ".join(LAYOUTS_OF[op])
+            raise WorkloadError(f"{where}: key `layout` must be {served} for op {op}, whose other layouts are copied first")
+        if y_dtypes != ["same"] and op not in (ADD_FORWARD, ADD_BACKWARD):
+            raise WorkloadError(f"{where}: key `y_dtype` goes with op {ADD_FORWARD} or {ADD_BACKWARD}; of {op} y has x's dtype")
     return [
-        Problem(op, x_dtype, x_dtype if w_dtype == "same" else w_dtype, x_dtype, bucket_rows(r), c, layout, bucket_rows(i))
-        for op, layout, i, x_dtype, w_dtype, c, r in itertools.product(ops, layouts, inner, x_dtypes, w_dtypes, cols, rows)
+        Problem(op, x, x if w == "same" else w, x if y == "same" else y, bucket_rows(r), c, layout, bucket_rows(i))
+        for op, layout, i, x, w, y, c, r in itertools.product(ops, layouts, inner, x_dtypes, w_dtypes, y_dtypes, cols, rows)
         if r * c <= limits[0] and r % i == 0
     ]
 

@@ -19,7 +19,21 @@ FORWARD = "rmsnorm"
 BACKWARD = "rmsnorm_backward"
 """Ops of a Problem. The backward gives dx and, where there is a weight, dw of dy, x and the weight; y_dtype is then that of dy."""
 
-OPS = (FORWARD, BACKWARD)
+ADD_FORWARD = "add_rmsnorm"
+ADD_BACKWARD = "add_rmsnorm_backward"
+"""The same of a sum: the residual stream, whose dtype is x_dtype, and what is added to it, whose dtype is that of y.
+
+The forward also gives the sum. The backward also takes the sum's gradient, and gives that of both addends."""
+
+LAYOUTS_OF = {
+    FORWARD: LAYOUTS,
+    BACKWARD: ("contiguous",),
+    ADD_FORWARD: ("contiguous", "two_stride"),
+    ADD_BACKWARD: ("contiguous",),
+}
+"""The layouts that there are kernels for, by op: others are copied to the first one."""
+
+OPS = tuple(LAYOUTS_OF)
 
 TORCH_VARIANT = "torch"
 """Name under which "PyTorch is fastest here" is stored: a Config of this variant has no params."""
@@ -60,17 +74,35 @@ class Problem:
 
     @property
     def bytes_moved(self) -> int:
-        """Fewest bytes through device memory: x and w read once, y written once; backward dy, x, w read once, dx, dw written once."""
+        """Fewest bytes through device memory: what is read, read once; what is given, written once."""
         weight = 0 if self.w_dtype == NO_WEIGHT else self.cols * itemsize(self.w_dtype)
-        element = itemsize(self.x_dtype) + itemsize(self.y_dtype)
-        if self.op == BACKWARD:
-            return self.rows * self.cols * (element + itemsize(self.x_dtype)) + 2 * weight
-        return self.rows * self.cols * element + weight
+        return self.rows * self.cols * self.element_bytes + weight * (2 if self.is_backward else 1)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of all tensors of rows that the op reads or gives: x, y; x, dy, dx; residual, addend, sum, y; sum, its gradient, dy, gradients.
+
+        The two addends have one gradient in common unless they differ in dtype.
+        """
+        x, y = itemsize(self.x_dtype), itemsize(self.y_dtype)
+        if self.op == ADD_BACKWARD:
+            return 3 * x + y + (y if self.y_dtype != self.x_dtype else 0)
+        return {FORWARD: x + y, BACKWARD: 2 * x + y, ADD_FORWARD: 2 * x + 2 * y}[self.op]
+
+    @property
+    def is_backward(self) -> bool:
+        return self.op in (BACKWARD, ADD_BACKWARD)
+
+    @property
+    def adds(self) -> bool:
+        """Whether what is normalised is a sum."""
+        return self.op in (ADD_FORWARD, ADD_BACKWARD)
 
     def __str__(self) -> str:
+        result = "" if self.y_dtype == self.x_dtype else f" y={self.y_dtype}"
         layout = "" if self.layout == "contiguous" else f" {self.layout}"
         inner = "" if self.inner_rows == 1 else f" inner={self.inner_rows}"
-        return f"{self.op} {self.rows}x{self.cols} {self.x_dtype} w={self.w_dtype}{layout}{inner}"
+        return f"{self.op} {self.rows}x{self.cols} {self.x_dtype} w={self.w_dtype}{result}{layout}{inner}"
 
 
 def itemsize(dtype: str) -> int:

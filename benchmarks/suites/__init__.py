@@ -7,7 +7,7 @@ from importlib import resources
 from tuner.workloads import SHIPPED, load_workload, parse_workload
 from tuning_db.model import Problem
 
-SUITES = ("gate", "full")
+SUITES = ("gate", "full", "backward", "add", "add_backward", "other_ops")
 
 
 def load_suite(name_or_path: str) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 A variant is a module with
   kernel           the Triton kernel under `triton.heuristics` (what follows from a call) under `triton.autotune` (what is tuned)
-  OP               the op it serves (`tuning_db.model.OPS`)
+  OPS              the ops it serves (`tuning_db.model.OPS`), either forward or backward
   REVISION         raised by hand when a change makes old records worthless: records of another revision are ignored
   LAYOUTS          the layouts it serves (`tuning_db.model.Problem`)
   IN_PLACE         whether the result may overwrite the input
@@ -45,7 +45,7 @@ from tuning_db.model import BACKWARD, Config, Device, ParamValue, Problem
 
 class Variant(Protocol):
     kernel: Any
-    OP: str
+    OPS: tuple[str, ...]
     REVISION: int
     LAYOUTS: tuple[str, ...]
     IN_PLACE: bool
@@ -78,7 +78,7 @@ def space(variant: str) -> frozenset[Config]:
 def is_legal(config: Config, problem: Problem, device: Device) -> bool:
     """Whether a config, wherever it came from, is one of its variant's space and valid for the problem on the device."""
     variant = VARIANTS.get(config.variant)
-    if variant is None or variant.OP != problem.op or config not in space(config.variant):
+    if variant is None or problem.op not in variant.OPS or config not in space(config.variant):
         return False
     return variant.is_valid(config.params, problem, device)
 
@@ -91,7 +91,7 @@ def candidates(problem: Problem, device: Device) -> list[Config]:
 @functools.cache
 def source_hash(variant: str) -> str:
     """Hash of the variant's Triton functions and the shared ones; comments, docstrings, line numbers and the space don't count."""
-    shared = (common, backward_common) if VARIANTS[variant].OP == BACKWARD else (common,)
+    shared = (common, backward_common) if BACKWARD in VARIANTS[variant].OPS else (common,)
     functions = [text for module in (*shared, VARIANTS[variant]) for text in _jit_functions(module)]
     return hashlib.sha256("\n".join(functions).encode()).hexdigest()[:16]
 

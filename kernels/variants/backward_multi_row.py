@@ -17,6 +17,7 @@ from kernels.variants.backward_common import (
     MAX_ROWS,
     align_elements,
     both_sums,
+    element_bytes_read,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -24,9 +25,9 @@ from kernels.variants.backward_common import (
     weighted,
 )
 from kernels.variants.common import elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs, row_block
-from tuning_db.model import BACKWARD, Device, Problem, itemsize
+from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
-OP = BACKWARD
+OPS = (BACKWARD, ADD_BACKWARD)
 REVISION = 1
 LAYOUTS = ("contiguous",)
 IN_PLACE = False
@@ -43,9 +44,9 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     tile = rows_per_program * row_block(problem.cols)
     if not elements_per_thread_fit(tile, itemsize(problem.x_dtype), num_warps, device.warp_size):
         return False
-    if not registers_fit(tile, num_warps, device.warp_size, params["programs_per_sm"]):
+    if not registers_fit(tile, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
-    tile_bytes = tile * (itemsize(problem.x_dtype) + itemsize(problem.y_dtype))
+    tile_bytes = tile * element_bytes_read(problem)
     return (params["stages"] - 1) * tile_bytes * params["programs_per_sm"] <= device.shared_bytes
 
 
@@ -86,6 +87,8 @@ def backward_multi_row_kernel(
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    dsum_ptr=None,
+    daddend_ptr=None,
 ):
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK_COLS)[None, :]
@@ -106,6 +109,9 @@ def backward_multi_row_kernel(
             mask = mask & col_mask
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0)
+        dsum = None
+        if dsum_ptr is not None:
+            dsum = tl.load(dsum_ptr + row * dx_stride + col, mask=mask, other=0.0)
         x_f32 = x.to(tl.float32)
         squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 1, True, PTX)
         rstd = tl.rsqrt(squares * inverse_cols + eps)
@@ -116,8 +122,11 @@ def backward_multi_row_kernel(
             # Rows past the end are zeros, which eps = 0 would make NaN.
             dw = tl.fma(dy.to(tl.float32), tl.where(row < rows, x_hat, 0.0), dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
+            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dsum)
+            dx = gradient.to(dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
+            if daddend_ptr is not None:
+                tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, tl.sum(dw, axis=0, keep_dims=True), mask=col_mask)
 

@@ -33,9 +33,9 @@ from kernels.variants.backward_common import (
     weighted,
 )
 from kernels.variants.common import elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs
-from tuning_db.model import BACKWARD, NO_WEIGHT, Device, Problem, itemsize
+from tuning_db.model import ADD_BACKWARD, BACKWARD, NO_WEIGHT, Device, Problem, itemsize
 
-OP = BACKWARD
+OPS = (BACKWARD, ADD_BACKWARD)
 REVISION = 2
 LAYOUTS = ("contiguous",)
 IN_PLACE = False
@@ -46,6 +46,8 @@ MAX_ROWS = 2**22
 """Slots of the workspace are counted in 32 bits. A slot takes 16 bytes a chunk, some 1 % of what the row takes at most."""
 WORKING_REGISTERS = 72
 """Beside what a thread holds from row to row. Seen with Triton 3.6 and 3.9 for sm_90: more than the rest of 128 or 170 spills."""
+RELAYOUT_REGISTERS = 16
+"""More than that where a sum's gradient is wider than dy or narrower, and one is brought to the layout of the other."""
 
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
@@ -57,11 +59,13 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     if not 2 <= split <= min(MAX_SPLIT, device.sm_count * programs_per_sm):
         return False
     column_bytes = itemsize(problem.x_dtype) + itemsize(problem.y_dtype)
-    if params["stages"] * block_cols * column_bytes * programs_per_sm > device.shared_bytes:
+    dsum_bytes = itemsize(problem.x_dtype) if problem.adds else 0
+    if params["stages"] * block_cols * (column_bytes + dsum_bytes) * programs_per_sm > device.shared_bytes:
         return False
     w_bytes = 0 if problem.w_dtype == NO_WEIGHT else itemsize(problem.w_dtype)
-    held_bytes = block_cols // (num_warps * device.warp_size) * (2 * column_bytes + w_bytes + DW_BYTES)
-    if held_bytes > 4 * (params["maxnreg"] - WORKING_REGISTERS):
+    held_bytes = block_cols // (num_warps * device.warp_size) * (2 * column_bytes + dsum_bytes + w_bytes + DW_BYTES)
+    relayouts = problem.adds and itemsize(problem.x_dtype) != itemsize(problem.y_dtype)
+    if held_bytes > 4 * (params["maxnreg"] - WORKING_REGISTERS - (RELAYOUT_REGISTERS if relayouts else 0)):
         return False
     return elements_per_thread_fit(block_cols, itemsize(problem.x_dtype), num_warps, device.warp_size)
 
@@ -133,7 +137,7 @@ def look(slots_ptr, words, mark, SLOTS: tl.constexpr, PTX: tl.constexpr):
             num_warps=num_warps,
             maxnreg=min(255, REGISTERS_PER_SM // (programs_per_sm * num_warps * 32)),  # so that as many run at once, and keep in step
         )
-        for block_cols, num_warps, programs_per_sm in ((1024, 4, 4), (2048, 4, 3), (2048, 4, 4), (2048, 8, 2), (4096, 8, 2))
+        for block_cols, num_warps, programs_per_sm in ((1024, 4, 3), (1024, 4, 4), (2048, 4, 3), (2048, 4, 4), (2048, 8, 2), (4096, 8, 2))
         for stages in (2, 3)
     ],
     key=["cols", "rows"],
@@ -168,6 +172,8 @@ def backward_split_row_kernel(
     SLOTS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    dsum_ptr=None,
+    daddend_ptr=None,
 ):
     part, group = tl.program_id(0), tl.program_id(1)  # the parts of a row are neighbours in launch order
     split, groups = tl.num_programs(0), tl.num_programs(1)
@@ -199,6 +205,9 @@ def backward_split_row_kernel(
             publish(slots_ptr, mark, squares)
             publish(slots_ptr + 1, mark, products)
         row = following - groups
+        dsum = None
+        if dsum_ptr is not None:
+            dsum = load_chunk(dsum_ptr, row, dx_stride, col, col < tl.where(row >= 0, end, 0))
         if row >= 0:
             slots_ptr = workspace_ptr + row * words
             arrived, squares, products = look(slots_ptr, words, mark, SLOTS, PTX)
@@ -228,8 +237,11 @@ def backward_split_row_kernel(
                 dw = tl.fma(row_dy.to(tl.float32), x_hat, dw)
             if dx_ptr is not None:
                 g = weighted(row_dy, keep_packed(w, PTX) if HAS_WEIGHT else w, HAS_WEIGHT, WEIGHT_OFFSET)
-                dx = input_gradient(x_hat, g, rstd, projection, dx_ptr.dtype.element_ty)
+                gradient = input_gradient(x_hat, g, rstd, projection, dsum)
+                dx = gradient.to(dx_ptr.dtype.element_ty)
                 tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
+                if daddend_ptr is not None:
+                    tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
         x, dy = next_x, next_dy
     if partials_ptr is not None:
         tl.store(partials_ptr + group * dx_stride + col, dw, mask=mask)

@@ -18,6 +18,7 @@ from kernels.variants.backward_common import (
     MAX_ROWS,
     align_elements,
     both_sums,
+    element_bytes_read,
     input_gradient,
     problem_of_call,
     registers_fit,
@@ -25,9 +26,9 @@ from kernels.variants.backward_common import (
     weighted,
 )
 from kernels.variants.common import elements_per_thread_fit, keep_packed, prune_configs, row_block
-from tuning_db.model import BACKWARD, Device, Problem, itemsize
+from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
-OP = BACKWARD
+OPS = (BACKWARD, ADD_BACKWARD)
 REVISION = 1
 LAYOUTS = ("contiguous",)
 IN_PLACE = False
@@ -40,9 +41,9 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
     block = row_block(problem.cols)
     if not elements_per_thread_fit(block, itemsize(problem.x_dtype), num_warps, device.warp_size):
         return False
-    if not registers_fit(block, num_warps, device.warp_size, params["programs_per_sm"]):
+    if not registers_fit(block, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
-    row_bytes = block * (itemsize(problem.x_dtype) + itemsize(problem.y_dtype))
+    row_bytes = block * element_bytes_read(problem)
     return (params["stages"] - 1) * row_bytes * params["programs_per_sm"] <= device.shared_bytes
 
 
@@ -82,6 +83,8 @@ def backward_whole_row_kernel(
     BLOCK_COLS: tl.constexpr,
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
+    dsum_ptr=None,
+    daddend_ptr=None,
 ):
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK_COLS)
@@ -98,6 +101,9 @@ def backward_whole_row_kernel(
     for row in tl.range(program, rows.to(tl.int32), tl.num_programs(0), num_stages=STAGES):
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=other)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=other)
+        dsum = None
+        if dsum_ptr is not None:
+            dsum = tl.load(dsum_ptr + row * dx_stride + col, mask=mask, other=other)
         x_f32 = x.to(tl.float32)
         squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 0, False, PTX)
         rstd = tl.rsqrt(squares * inverse_cols + eps)
@@ -107,8 +113,11 @@ def backward_whole_row_kernel(
         if partials_ptr is not None:
             dw = tl.fma(dy.to(tl.float32), x_hat, dw)
         if dx_ptr is not None:
-            dx = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dx_ptr.dtype.element_ty)
+            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dsum)
+            dx = gradient.to(dx_ptr.dtype.element_ty)
             tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
+            if daddend_ptr is not None:
+                tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
     if partials_ptr is not None:
         tl.store(partials_ptr + program * dx_stride + col, dw, mask=mask)
 

@@ -37,7 +37,7 @@ from kernels.variants.common import (
 )
 from tuning_db.model import FORWARD, Device, Problem
 
-OP = FORWARD
+OPS = (FORWARD,)
 REVISION = 1  # to be raised with the PTX below as well, which the source hash does not cover
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = True  # every program has read its chunk before it writes it, and nobody else reads that
@@ -170,11 +170,11 @@ def cluster_row_kernel(
     if HAS_WEIGHT:
         for i in tl.static_range(PIECES):
             weights = weights + (load_piece(w_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES),)
-    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
+    pieces, partial = load_chunk(x_row_ptr, None, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
     if PTX:
         squares = cluster_sum(partial, CLUSTER)
     else:  # Triton's interpreter, which runs one program after another
-        squares = tl.sum(sums_of_all_chunks(x_row_ptr, chunk, CLUSTER, cols, CLUSTER, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES))
+        squares = tl.sum(sums_of_all_chunks(x_row_ptr, None, chunk, CLUSTER, cols, CLUSTER, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES))
     rstd = tl.rsqrt(squares * inverse_cols + eps)
     for i in tl.static_range(PIECES):
         at = start + i * BLOCK_COLS

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.geometry import problem_of
-from tuning_db.model import NO_WEIGHT, Device, ParamValue, Problem, itemsize
+from tuning_db.model import ADD_FORWARD, FORWARD, NO_WEIGHT, Device, ParamValue, Problem, itemsize
 
 IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
 ProblemOf: TypeAlias = Callable[[Mapping[str, Any]], Problem]
@@ -82,6 +82,12 @@ def scaled(
 
 
 @triton.jit
+def sum_of(x, addend):
+    """x + addend in fp32, rounded once to x's dtype."""
+    return (x.to(tl.float32) + addend.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
 def load_piece(ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
     col = start + tl.arange(0, BLOCK_COLS)
     if MASKED:
@@ -100,12 +106,21 @@ def store_piece(ptr, y, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constex
 
 
 @triton.jit
-def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
-    """The pieces of a chunk as loaded, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
+def load_summed_piece(x_ptr, addend_ptr, start, end, BLOCK_COLS: tl.constexpr, MASKED: tl.constexpr):
+    """A piece of what is normalised: of x, or of x + addend where there is one."""
+    x = load_piece(x_ptr, start, end, BLOCK_COLS, MASKED)
+    if addend_ptr is not None:
+        x = sum_of(x, load_piece(addend_ptr, start, end, BLOCK_COLS, MASKED))
+    return x
+
+
+@triton.jit
+def load_chunk(x_row_ptr, addend_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr):
+    """The pieces of a chunk as normalised, and its sum of squares: the one way to form it, so that whoever does gets the same bits."""
     pieces = ()
     squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
     for i in tl.static_range(PIECES):
-        x = load_piece(x_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
+        x = load_summed_piece(x_row_ptr, addend_row_ptr, start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
         pieces = pieces + (x,)
         x_f32 = x.to(tl.float32)
         squares = tl.fma(x_f32, x_f32, squares)  # written out: the compiler may not choose where to round
@@ -114,7 +129,7 @@ def load_chunk(x_row_ptr, start, end, BLOCK_COLS: tl.constexpr, PIECES: tl.const
 
 @triton.jit
 def sums_of_all_chunks(
-    x_row_ptr, chunk, split, cols, SLOTS: tl.constexpr, ALIGN: tl.constexpr,
+    x_row_ptr, addend_row_ptr, chunk, split, cols, SLOTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_COLS: tl.constexpr, PIECES: tl.constexpr, FULL_PIECES: tl.constexpr,
 ):  # fmt: skip
     """What load_chunk sums for each of the `split` chunks of a row, by a program that reads them all; zeros up to SLOTS."""
@@ -122,7 +137,7 @@ def sums_of_all_chunks(
     for part in range(split):
         start = part * chunk
         end = tl.minimum(start + chunk, cols) // ALIGN * ALIGN
-        _, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
+        _, partial = load_chunk(x_row_ptr, addend_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
         sums = tl.where(tl.arange(0, SLOTS) == part, partial, sums)
     return sums
 
@@ -223,4 +238,5 @@ def problem_of_call(args: Mapping[str, Any]) -> Problem:
         layout = "two_stride" if has_two_strides(args) else "contiguous"
     x_dtype, y_dtype = (str(args[name].dtype).removeprefix("torch.") for name in ("x_ptr", "y_ptr"))
     w_dtype = NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch.")
-    return problem_of(layout, args["rows"], args["cols"], args["inner_rows"], (x_dtype, w_dtype, y_dtype))
+    op = FORWARD if args.get("addend_ptr") is None else ADD_FORWARD
+    return problem_of(layout, args["rows"], args["cols"], args["inner_rows"], (x_dtype, w_dtype, y_dtype), op)

@@ -8,10 +8,19 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.variants.common import ROW_INTEGERS, align_elements, elements_per_thread_fit, has_two_strides, prune_configs, row_start, scaled
-from tuning_db.model import FORWARD, Device, Problem, itemsize
+from kernels.variants.common import (
+    ROW_INTEGERS,
+    align_elements,
+    elements_per_thread_fit,
+    has_two_strides,
+    prune_configs,
+    row_start,
+    scaled,
+    sum_of,
+)
+from tuning_db.model import ADD_FORWARD, FORWARD, Device, Problem, itemsize
 
-OP = FORWARD
+OPS = (FORWARD, ADD_FORWARD)
 REVISION = 1
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = True  # the second pass reads a block right before it writes the same block
@@ -65,6 +74,8 @@ def looped_kernel(
     EXACT: tl.constexpr,
     ALIGN: tl.constexpr,
     TWO_STRIDE: tl.constexpr,
+    addend_ptr=None,
+    sum_ptr=None,
 ):
     row = tl.program_id(0).to(tl.int64)  # row * stride passes 2**31 elements
     x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
@@ -72,14 +83,25 @@ def looped_kernel(
     aligned_cols = cols // ALIGN * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
 
+    addend_row_ptr, sum_row_ptr = x_row_ptr, x_row_ptr
+    if addend_ptr is not None:
+        addend_row_ptr = row_start(addend_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+        sum_row_ptr = row_start(sum_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
     squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = None if EXACT else col < aligned_cols
-        x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0, eviction_policy="evict_last").to(tl.float32)
+        x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0, eviction_policy="evict_last")
+        if addend_ptr is not None:
+            x = sum_of(x, tl.load(addend_row_ptr + col, mask=mask, other=None if EXACT else 0.0, eviction_policy="evict_first"))
+            tl.store(sum_row_ptr + col, x, mask=mask)
+        x = x.to(tl.float32)
         squares += x * x
     rstd = tl.rsqrt(tl.sum(squares) / cols + eps)
 
+    if addend_ptr is not None:
+        x_row_ptr = sum_row_ptr
+        tl.debug_barrier()  # a thread may read what another one has written
     # From the end to the start: the blocks read last are the likeliest still in L2.
     for done in range(0, cols, BLOCK_COLS):
         col = (cols - 1) // BLOCK_COLS * BLOCK_COLS - done + tl.arange(0, BLOCK_COLS)

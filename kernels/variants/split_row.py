@@ -34,6 +34,7 @@ from kernels.variants.common import (
     keep_packed,
     load_chunk,
     load_piece,
+    load_summed_piece,
     next_power_of_2,
     prune_configs,
     row_start,
@@ -41,9 +42,9 @@ from kernels.variants.common import (
     store_piece,
     sums_of_all_chunks,
 )
-from tuning_db.model import FORWARD, NO_WEIGHT, Device, Problem
+from tuning_db.model import ADD_FORWARD, FORWARD, NO_WEIGHT, Device, Problem
 
-OP = FORWARD
+OPS = (FORWARD, ADD_FORWARD)
 REVISION = 2
 LAYOUTS = ("contiguous", "two_stride")
 IN_PLACE = False
@@ -141,12 +142,17 @@ def split_row_kernel(
     ALIGN: tl.constexpr,
     FULL_PIECES: tl.constexpr,
     TWO_STRIDE: tl.constexpr,
+    addend_ptr=None,
+    sum_ptr=None,
 ):
     part = tl.program_id(0)  # the parts of a row are neighbours in launch order
     split = tl.num_programs(0)
     row = tl.program_id(1).to(tl.int64)
     x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
     y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    addend_row_ptr = None
+    if addend_ptr is not None:
+        addend_row_ptr = row_start(addend_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
     aligned_cols = cols // ALIGN * ALIGN
     chunk = PIECES * BLOCK_COLS
     if FULL_PIECES < PIECES:  # near-equal chunks, each starting on an aligned column, as in full_pieces
@@ -162,9 +168,13 @@ def split_row_kernel(
         for i in tl.static_range(PIECES):
             at = start + i * BLOCK_COLS
             weights = weights + (load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES),)
-    pieces, partial = load_chunk(x_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
+    pieces, partial = load_chunk(x_row_ptr, addend_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
     bits = partial.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
     tl.atomic_xchg(row_slots_ptr + part, (mark << 32) | bits, sem="relaxed")
+    if addend_ptr is not None:
+        sum_row_ptr = row_start(sum_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
+        for i in tl.static_range(PIECES):
+            store_piece(sum_row_ptr, pieces[i], start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
     arrived, squares = look(row_slots_ptr, split, mark, SLOTS)
     polls = max_polls
     while (arrived < split) & (polls > 0):
@@ -184,11 +194,11 @@ def split_row_kernel(
             y = scaled(keep_packed(pieces[i], PTX), w, rstd, HAS_WEIGHT, WEIGHT_OFFSET, ROUND_NORMALIZED, y_ptr.dtype.element_ty)
             store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
-        sums = sums_of_all_chunks(x_row_ptr, chunk, split, aligned_cols, SLOTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
+        sums = sums_of_all_chunks(x_row_ptr, addend_row_ptr, chunk, split, aligned_cols, SLOTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
         _, squares = add_up(tl.arange(0, SLOTS) < split, sums)
         rstd = tl.rsqrt(squares * inverse_cols + eps)
         for at in range(start, end, BLOCK_COLS):
-            x = load_piece(x_row_ptr, at, end, BLOCK_COLS, True)
+            x = load_summed_piece(x_row_ptr, addend_row_ptr, at, end, BLOCK_COLS, True)
             w = x
             if HAS_WEIGHT:
                 w = load_piece(w_ptr, at, end, BLOCK_COLS, True)

@@ -16,7 +16,7 @@ import triton.language as tl
 from kernels.variants.common import ROW_INTEGERS, effective_weight, next_power_of_2, normalized, prune_configs
 from tuning_db.model import FORWARD, Device, Problem
 
-OP = FORWARD
+OPS = (FORWARD,)
 REVISION = 1
 LAYOUTS = ("strided_axis",)
 IN_PLACE = True

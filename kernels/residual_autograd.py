@@ -1,0 +1,65 @@
+"""`add_rmsnorm` as a node of autograd's graph: the tuned forward, then the tuned backward."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from kernels.autograd import needs_operations
+from kernels.residual_backward import AddBackwardPlans, AddGradients, add_backward_torch
+from kernels.residual_plans import AddCall, Sums
+from tuning_db.model import Config
+
+
+def differentiable(forward: AddCall, config: Config | None) -> AddCall:
+    """`forward` for inputs that require grad; it is given no results: those and gradients exclude each other.
+
+    `config` is the override of the forward: the backward may run in a thread that knows of none.
+    """
+    return functools.partial(_apply, forward, AddBackwardPlans(config))
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    """Saves the sum, which is given back anyway, and weight. A backward to be differentiated itself runs PyTorch's operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        forward: AddCall,
+        backwards: AddBackwardPlans,
+        out: None,
+        residual_out: None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+    ) -> Sums:
+        y, new_residual = forward(out, residual_out, x, residual, weight, eps)
+        ctx.save_for_backward(new_residual, weight)
+        ctx.set_materialize_grads(False)  # of a result that nobody used no zeros are made and added
+        ctx.backwards = backwards
+        ctx.x_dtype = x.dtype
+        ctx.eps = eps
+        return y, new_residual
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor | None, dsum: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        _, _, _, _, wants_x, wants_residual, wants_dw, _ = ctx.needs_input_grad
+        total, weight = ctx.saved_tensors
+        if dy is None:
+            assert dsum is not None
+            gradients: AddGradients = dsum, dsum.to(ctx.x_dtype), None
+        elif needs_operations(dy) or (dsum is not None and needs_operations(dsum)):
+            gradients = add_backward_torch(dsum, dy, total, weight, ctx.eps)
+        else:
+            call = ctx.backwards.call(dsum, dy, total, weight, (wants_x or wants_residual, wants_dw))
+            gradients = call(dsum, dy, total, weight, ctx.eps)
+        dresidual, dx, dw = gradients
+        wanted = dx if wants_x else None, dresidual if wants_residual else None, dw if wants_dw else None
+        return None, None, None, None, *wanted, None
+
+
+_apply = super(torch.autograd.Function, _AddRMSNorm).apply
+"""`_AddRMSNorm.apply` without the Python around it, as in `kernels.autograd`."""
