@@ -78,7 +78,8 @@ def _misfit(config: Config, problem: Problem, device: Device) -> tuple[int, floa
     if config.variant == "looped":
         block = int(params["block_cols"]) * size
         return (3, octaves(block / 2**14) + octaves(block / threads / 32))
-    # strided_axis: rows side by side for whole lines, then as tall a tile as there is.
-    inner, tall = int(params["block_inner"]), min(int(params["block_cols"]), problem.cols)
-    wide = problem.rows * size > 4 * device.sm_count * LINE_BYTES
-    return (0, octaves(inner * size / (LINE_BYTES if wide else LINE_BYTES / 2)) + octaves(tall / 512))
+    if config.variant == "strided_axis":  # rows side by side for whole lines, then as tall a tile as there is
+        inner, tall = int(params["block_inner"]), min(int(params["block_cols"]), problem.cols)
+        wide = problem.rows * size > 4 * device.sm_count * LINE_BYTES
+        return (0, octaves(inner * size / (LINE_BYTES if wide else LINE_BYTES / 2)) + octaves(tall / 512))
+    return (6, 0.0)  # a variant that the rule has never heard of

@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from stand_ins import BEST, DEVICE, PROBLEMS, TROUBLE
 from tuner.cli import main
-from tuning_db.model import Source
+from tuner.jobs import Job
+from tuner.trials import TrialBook, now
+from tuning_db.model import Source, Status, Sweep
 from tuning_db.store import open_for_writing, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,6 +236,12 @@ def test_no_line_is_longer_than_the_terminal(swept: tuple[Shop, str], in_process
         (["sweep", "--rows", "9" * 5000, "--cols", "1"], 2, "is no positive whole number below 2**48"),
         (["sweep", "--workload", "quick", "--arch", "sm_90", "--cols", "7"], 2, "of workload quick has --cols 7"),
         (["sweep", "--workload", "absent.yaml", "--arch", "sm_90"], 1, "'absent.yaml' is neither one of quick, llm, full"),
+        (["sweep", "--gpus", "one"], 2, "'one' is neither the number of a GPU nor `all`"),
+        (["sweep", "--gpus", "0", "--arch", "sm_90"], 2, "--gpus names GPUs of this host; leave it out with --arch"),
+        (["sweep", "--gpus", "0", "--ray", "auto"], 2, "--gpus names GPUs of this host; leave it out with --ray"),
+        (["sweep", "--gpus", "0,99"], 1, "here: "),
+        (["sweep", "--shard", "0/4"], 2, "'0/4' is no part of a whole; write 1/4, 2/4, 3/4 or 4/4"),
+        (["sweep", "--shard", "5/4"], 2, "'5/4' is no part of a whole"),
         (["explain", "1", "512", "--inner-rows", "4"], 2, "--layout strided_axis"),
         (["explain", "1", "512", "--op", "rmsnorm_backward", "--layout", "two_stride"], 2, "--layout contiguous"),
         (["explain", "0", "512"], 2, "0 is not in the range"),
@@ -277,6 +287,37 @@ def test_status_counts(in_process: CliRunner) -> None:
     assert line.split()[2:] == ["2", "0", "2", "0"]
     assert "failed: none" in output
     assert "finished" in output
+
+
+def test_status_lists_what_is_not_tried_again(in_process: CliRunner, tmp_path: Path) -> None:
+    """On its architecture and at today's revision, and so that it fits the terminal."""
+    path = tmp_path / "faults.sqlite"
+    job = Job(PROBLEMS[0], DEVICE, None, None, "sweep")
+    book = TrialBook(job)
+    book.add(TROUBLE, Status.TIMED_OUT, error="no sign of life for 30 s")
+    book.add(BEST, Status.CRASHED, error="CUDA error: an illegal memory access was encountered")
+    book.trials[1] = replace(book.trials[1], revision=book.trials[1].revision + 1)
+    with open_for_writing(path) as store:
+        store.add_device(DEVICE)
+        store.add_sweep(Sweep("sweep", DEVICE.uid, now(), "", "host", "[]", "running", "3.6.0", "2.13.0"))
+        store.add_trials(book.trials)
+    for columns in (80, 160):
+        output = invoke(in_process, "status", "--db", str(path), columns=columns).output
+        assert widest("\n".join(line for line in output.splitlines() if str(path) not in line)) <= columns
+    assert "Not tried again on sm_90" in output
+    assert f"{TROUBLE}" in output
+    assert "timed_out" in output
+    assert "no sign of life for 30 s" in output
+    assert "illegal memory access" not in output  # of another revision
+
+
+def test_shards_are_the_whole(in_process: CliRunner) -> None:
+    arguments = ["sweep", "--arch", "sm_90", "--workload", "quick", "--dry-run", "--json"]
+    whole, *shards = (
+        json.loads(invoke(in_process, *arguments, *more).stdout)[0] for more in ([], *(["--shard", f"{part}/3"] for part in (1, 2, 3)))
+    )
+    assert sum(shard["problems"] for shard in shards) == whole["problems"]
+    assert all(shard["problems"] for shard in shards)
 
 
 def test_show_filters(in_process: CliRunner) -> None:

@@ -127,6 +127,10 @@ def compile_arch(arch: str) -> dict[str, Any]:
     picked += [Problem(op, x, w, y, 4096, cols) for op in (ADD_FORWARD, ADD_BACKWARD) for x, w, y in sum_dtypes for cols in widths[1:]]
     for problem in picked:
         config = heuristic_config(problem, architectures()[arch].device)
+        if config is None:  # PyTorch serves what has no room in the shared memory of a small one
+            assert problem.op == ADD_BACKWARD
+            assert arch.startswith("gfx")
+            continue
         amount = spilled_bytes(compiled(binary_for(config, problem)))
         if amount:
             spilling[f"{config}, {problem}"] = amount

@@ -17,6 +17,11 @@ from tuner.workloads import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+OTHERS = {
+    "CONTRIBUTING.md": {"--check", "--every-binary"},
+    "README.md": {"--head", "--port", "--address", "--array", "--cpus-per-task", "--wrap"},
+}
+"""Options of ruff and of the tests; of ray and sbatch."""
 COMMANDS = {"tuner": tuner_main, "benchmarks": benchmarks_main}
 
 
@@ -43,7 +48,7 @@ def test_readme_names_every_command():
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_options_exist(name):
-    known = {"--check", "--every-binary"} if name == "CONTRIBUTING.md" else set()  # ruff's and the tests' own
+    known = set(OTHERS[name])
     for group in COMMANDS.values():
         for command in group.commands.values():
             known |= {option for param in command.params if isinstance(param, click.Option) for option in param.opts}

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from lab import SLOW_US, TORCH_US, Lab, faked
 
 from kernels import device as gpus
 from kernels.heuristic import heuristic_config
 from kernels.variants import VARIANTS, candidates, source_hash
-from tuner import cli, recheck
-from tuner.recheck import RIVALS, Recheck, recheck_gpu, records_in_use, sampled
+from stand_ins import DEVICE as H100
+from stand_ins import SLOW_US, TORCH_US, Lab, faked
+from tuner import cli
+from tuner.boards import Board
+from tuner.recheck import RIVALS, Recheck, race_again, records_in_use, sampled
 from tuning_db.lookup import RecordIndex
 from tuning_db.model import (
     Config,
-    Device,
     Measurement,
     Problem,
     Record,
@@ -29,7 +30,6 @@ from tuning_db.model import (
 )
 from tuning_db.store import open_for_writing
 
-H100 = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="a fake H100")
 PROBLEM = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 128, 4096)
 OTHER = replace(PROBLEM, cols=8192)
 GUESS = heuristic_config(PROBLEM, H100)
@@ -63,7 +63,7 @@ def trials_of(times_us: Mapping[Config, float], problem: Problem = PROBLEM) -> l
 
 
 def rechecked(record: Record, trials: list[Trial] = ()) -> Recheck:
-    (one,) = recheck_gpu([record], trials, H100, 0, lambda event: None)
+    (one,) = race_again([record], trials, Board(H100, gpus=(0,)), lambda event: None)
     return one
 
 
@@ -105,6 +105,15 @@ def test_a_wrong_result_is_no_record_and_never_timed(lab: Lab) -> None:
     one = rechecked(record_of(HELD), trials_of({HELD: 10.0, FASTER: 11.0}))
     assert (one.loss, one.holds, one.fault) == (None, False, "wrong: error is 3 × the tolerance")
     assert HELD not in lab.timed
+
+
+def test_what_breaks_the_gpu_is_left_out_from_then_on_and_said(lab: Lab) -> None:
+    lab.crash = HELD
+    again = record_of(HELD, replace(PROBLEM, rows=256))
+    board = Board(H100, gpus=(0,))
+    for one in race_again([record_of(HELD), again], trials_of({HELD: 10.0, FASTER: 11.0}), board, lambda event: None):
+        assert (one.loss, one.holds, one.fault) == (None, False, "crashed: CUDA error: an illegal memory access")
+        assert GUESS in one.times_us
 
 
 def test_pytorch_as_a_record_is_held_against_kernels(lab: Lab) -> None:
@@ -166,7 +175,6 @@ def test_the_command_ends_well_where_all_hold(lab: Lab, monkeypatch: pytest.Monk
 
 def test_fix_tunes_what_fell_and_nothing_else(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lab.times = {HELD: 10.0, FASTER: 8.0, GUESS: 8.0}
-    monkeypatch.setattr(recheck.torch.cuda, "current_device", lambda: 0)
     path = tmp_path / "t.sqlite"
     result = invoke(monkeypatch, path, "--fix")
     assert result.exit_code == 0, result.output

@@ -1,9 +1,11 @@
 """The shipped workloads, and what a broken file is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tuner.selection import shard_of
 from tuner.workloads import SHIPPED, WorkloadError, load_workload, parse_workload
 from tuning_db.model import BACKWARD, Problem, bucket_rows
 
@@ -28,6 +30,19 @@ def test_llm_covers_what_it_promises() -> None:
     assert {problem.x_dtype for problem in problems} == {"bfloat16", "float16", "float32"}
     assert {problem.layout for problem in problems} == {"contiguous", "two_stride", "strided_axis"}
     assert problems[0].x_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 7])
+def test_shards_cover_a_workload_evenly_and_keep_rows_together(parts: int) -> None:
+    problems = load_workload("llm")
+    shards = [shard_of(problems, part, parts) for part in range(1, parts + 1)]
+    assert sorted(problem for shard in shards for problem in shard) == sorted(problems)
+    groups = [{replace(problem, rows=1, inner_rows=1) for problem in shard} for shard in shards]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1  # there are groups of a single problem to even it out
+    assert shards == [shard_of(problems, part, parts) for part in range(1, parts + 1)]
+    assert all(shard == [problem for problem in problems if problem in shard] for shard in shards)
 
 
 def test_llm_tunes_the_backward() -> None:

@@ -15,7 +15,7 @@ import click
 # torch and triton take seconds to import: they are imported inside the commands that need them, so that --help is quick.
 from tuner import options
 from tuner.failure import Failure
-from tuner.selection import Filter
+from tuner.selection import Filter, shard_of
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
 from tuning_db.lookup import RecordIndex
@@ -25,6 +25,7 @@ from tuning_db.store import open_for_reading, open_for_writing
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuner.boards import Board
     from tuner.display import SweepResult
     from tuner.session import Session
 
@@ -32,6 +33,7 @@ INTERRUPTED = 130
 MISSING = {
     "triton": "Triton, which is not installed here; it comes for Linux alone",
     "matplotlib": "matplotlib, which is not installed here: `pip install matplotlib`",
+    "ray": "Ray, which is not installed here: `pip install ray`",
 }
 DEFAULT_ARCH = "sm_90"
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -77,6 +79,9 @@ def main() -> None:
 @options.cols_option
 @options.several("--arch", options.arch, "Compile for these (sm_90 gfx942 …) and record the model's picks instead of measuring.")
 @click.argument("more_arch", nargs=-1, metavar="", callback=options.each(options.arch))
+@options.several("--gpus", options.gpu, "GPUs to tune on at once, by number, or `all`. Default: all of the kind of GPU 0.")
+@click.option("--ray", metavar="auto|ADDRESS", help="Tune on the GPUs of this Ray cluster instead.")
+@click.option("--shard", metavar="I/N", callback=options.one(options.shard), help="Only part I of the problems in N equal parts.")
 @click.option("--budget", type=options.Duration(), help="Stop after this time (90s, 10m, 1h), between two problems.")
 @options.db_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; touch no file.")
@@ -90,22 +95,28 @@ def sweep(
     cols: tuple[int, ...],
     arch: tuple[str, ...],
     more_arch: tuple[str, ...],
+    gpus: tuple[int | None, ...],
+    ray: str | None,
+    shard: tuple[int, int] | None,
     budget: float | None,
     db: Path | None,
     dry_run: bool,
     retune: bool,
     as_json: bool,
 ) -> None:
-    """Measure every candidate on this GPU and record the winner per problem.
+    """Measure every candidate on the GPUs here and record the winner per problem.
 
     Killed or interrupted, the same command goes on where it stopped. --rows and --cols without --workload make up the problems.
     """
     if more_arch and not arch:
         raise click.UsageError(f"{' '.join(more_arch)} stands alone; write --arch {' '.join(more_arch)}")
     arch = tuple(dict.fromkeys((*arch, *more_arch)))
+    if gpus and (arch or ray):
+        raise click.UsageError(f"--gpus names GPUs of this host; leave it out with {'--arch' if arch else '--ray'}")
     from kernels.driver import first_nvidia_device
     from kernels.settings import interpreting
     from tuner import display
+    from tuner.boards import Board
     from tuner.session import Session
 
     if interpreting():
@@ -114,32 +125,28 @@ def sweep(
     made_up = bool(rows and cols and not workload)
     wanted = Filter(op, dtype, rows, cols)
     path = _database(db)
-    here = None if arch or retune or dry_run else first_nvidia_device()
+
+    def session(board: Board) -> Session:
+        problems = _problems(workload or ("quick" if board.architecture else "llm"), made_up, wanted)
+        return Session(board, tuple(shard_of(problems, *shard) if shard else problems), path, retune, budget)
+
+    here = None if arch or retune or dry_run or gpus or ray else first_nvidia_device()
     if here is not None:  # what is finished is told without torch, which takes seconds to import
-        finished = Session(here, None, tuple(_problems(workload or "llm", made_up, wanted)), path, retune, budget)
+        finished = session(Board(here))
         if finished.is_done():
             _report([_nothing_to_do(finished, console)], as_json)
             return
 
-    from kernels.device import describe, has_gpu
-    from tuner.architectures import architectures
-
-    measures = has_gpu() and not arch
-    names = arch or (DEFAULT_ARCH,)
-    if not has_gpu():
-        listed = ", ".join(names)
-        display.message(console, f"No GPU here: compiling for {listed} and recording the model's picks. Run this on a GPU to measure.")
-    problems = _problems(workload or ("llm" if measures else "quick"), made_up, wanted)
-    boards = [None] if measures else [architectures()[name] for name in names]
-    sessions = [Session(board.device if board else describe(0), board, tuple(problems), path, retune, budget) for board in boards]
-    if dry_run:
+    with ExitStack() as stack:
+        sessions = [session(board) for board in _boards(arch, gpus, ray, stack, console)]
+        if not dry_run:
+            _report([_run(session, console) for session in sessions], as_json)
+            return
         plans = [session.plan() for session in sessions]
-        for session, plan in zip(sessions, plans, strict=True):
-            display.message(console, display.planned(session, plan))
-        if as_json:
-            click.echo(json.dumps([{"device_uid": s.device.uid, **vars(plan)} for s, plan in zip(sessions, plans, strict=True)], indent=2))
-        return
-    _report([_run(session, console) for session in sessions], as_json)
+    for planned, plan in zip(sessions, plans, strict=True):
+        display.message(console, display.planned(planned, plan))
+    if as_json:
+        click.echo(json.dumps([{"device_uid": s.device.uid, **vars(plan)} for s, plan in zip(sessions, plans, strict=True)], indent=2))
 
 
 @main.command(epilog=EPILOG, short_help="Coverage per device, sweeps, failures.")
@@ -315,9 +322,10 @@ def verify(
     from kernels.device import describe, has_gpu
     from kernels.dispatch import record_index
     from tuner import display
-    from tuner.recheck import recheck_gpu, records_in_use, sampled
+    from tuner.boards import Board
+    from tuner.recheck import race_again, records_in_use, sampled
     from tuner.recheck_tables import print_rechecks, recheck_json
-    from tuner.session import Session, named_faults_of_the_machine
+    from tuner.session import Session
 
     if not has_gpu():
         raise click.ClickException("there is no GPU here, and verify measures: run it on the board that the records are of")
@@ -335,14 +343,15 @@ def verify(
     records = records if everything else sampled(records, sample)
     console = display.console(stderr=as_json)
     display.message(console, f"Measuring {display.count(len(records), 'record')} of {device.name} ({device.uid}) again.")
-    with display.SweepProgress(console) as progress, named_faults_of_the_machine():
-        checked = recheck_gpu(records, trials, device, 0, progress)
+    board = Board(device, gpus=(0,))
+    with display.SweepProgress(console) as progress:
+        checked = race_again(records, trials, board, progress)
     print_rechecks(console, device, checked)
     if as_json:
         click.echo(recheck_json(device, checked))
     fallen = tuple(one.record.problem for one in checked if not one.holds)
     if fallen and fix:
-        _run(Session(device, None, fallen, path, True, None), console)
+        _run(Session(board, fallen, path, True, None), console)
     raise click.exceptions.Exit(1 if fallen and not fix else 0)
 
 
@@ -440,6 +449,35 @@ def doctor() -> None:
             click.echo(f"{'':17}cure: {finding.cure}")
             ill = True
     raise click.exceptions.Exit(1 if ill else 0)
+
+
+def _boards(arch: tuple[str, ...], gpus: tuple[int | None, ...], ray: str | None, stack: ExitStack, console: Console) -> list[Board]:
+    """What to sweep for; says what is not as one might think. `stack` is to disconnect from the cluster, if there is one."""
+    from tuner import display
+    from tuner.boards import Board, boards_here, modelled_boards
+
+    cluster = None
+    if ray is None:
+        found = boards_here(None if None in gpus or not gpus else [index for index in gpus if index is not None])
+    else:
+        from tuner.cluster import Cluster
+
+        cluster = Cluster(ray)
+        stack.callback(cluster.close)
+        found = [] if arch else [Board(device, cluster=cluster) for device in cluster.devices()]
+    names = arch or (DEFAULT_ARCH,)
+    if not found and not (cluster and arch):
+        where = "in the cluster" if cluster else "here"
+        picks = f"compiling for {', '.join(names)} and recording the model's picks"
+        display.message(console, f"No GPU {where}: {picks}. Run this on a GPU to measure.")
+    if arch or not found:
+        return modelled_boards(names, cluster)
+    if gpus or cluster:
+        return found
+    for other in found[1:]:
+        what = f"{other.device.name} ({', '.join(f'GPU {index}' for index in other.gpus)}) is of another kind than GPU 0"
+        display.message(console, f"{what} and left out; --gpus names GPUs, and `--gpus all` takes every kind in turn.")
+    return found[:1]
 
 
 def _run(session: Session, console: Console) -> SweepResult:

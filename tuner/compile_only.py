@@ -1,61 +1,30 @@
-"""The sweep without a GPU: compile what the model can't rule out, and record its pick for each problem."""
+"""The sweep without a GPU, one problem: compile what the model can't rule out, and take the model's pick."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection
 
 from kernels.launch import Binary
 from kernels.variants import candidates
-from tuner.architectures import Architecture
+from tuner.architectures import target_of
 from tuner.compiling import Compiled, CompilePool, binary_for
-from tuner.events import Started, Watch
+from tuner.jobs import Job, Outcome
 from tuner.model import least_us, modelled
-from tuner.trial_book import TrialBook, commit, recorded_sweep
+from tuner.trials import TrialBook
 from tuning_db.derive import TIE, derive_record
-from tuning_db.model import Config, Problem, Status
-from tuning_db.store import Store
+from tuning_db.model import Config, Status
 
 SEARCHES_PER_WORKER = 4
 """Problems in work, each with one binary under way: enough that no worker waits, few enough to lose little when interrupted."""
 
 
-def sweep_compile_only(
-    problems: Sequence[Problem], architecture: Architecture, store: Store, argv: Sequence[str], watch: Watch, budget_s: float | None
-) -> None:
-    """Record the model's pick of all candidates for each problem, and commit it. Begins no problem after `budget_s` seconds."""
-    started = time.monotonic()
-    waiting = deque(problems)
-    searches: deque[tuple[Search, Binary | None]] = deque()
-    done = 0
-
-    def go_on(search: Search, pool: CompilePool) -> None:
-        binary = search.binary
-        if binary is not None:
-            pool.submit([binary])
-        elif search.pick is not None:
-            pool.submit_load_bytes(search.pick)
-        searches.append((search, binary))
-
-    with CompilePool(architecture.device, architecture.target) as pool, recorded_sweep(store, architecture.device, argv) as sweep_uid:
-        while waiting or searches:
-            if budget_s is not None and time.monotonic() - started > budget_s:
-                waiting.clear()
-            while waiting and len(searches) < SEARCHES_PER_WORKER * pool.workers:
-                go_on(Search(waiting.popleft(), architecture, sweep_uid), pool)
-            if not searches:
-                break
-            search, binary = searches.popleft()
-            watch(Started(search.problem, done, len(problems), *pool.progress))
-            if search.config is not None and binary is not None:
-                search.take(search.config, pool.result(binary))
-                go_on(search, pool)
-            else:
-                finished = commit(store, search.problem, search.book.trials)
-                watch(replace(finished, load_bytes=None if search.pick is None else pool.load_bytes(search.pick)))
-                done += 1
+def search(job: Job, pool: CompilePool, barred: Collection[Config]) -> Outcome:
+    """The model's pick of all candidates but the barred ones, and what its binary loads at once."""
+    found = Search(job, barred)
+    while found.config is not None:
+        found.take(found.config, pool.result(found.binary_for(found.config)))
+    return Outcome(job, tuple(found.book.trials), load_bytes=None if found.pick is None else pool.load_bytes(found.pick))
 
 
 class Search:
@@ -65,10 +34,13 @@ class Search:
     order of their bounds, until the next bound is above the fastest estimate by more than a tie: no candidate left could be the record.
     """
 
-    def __init__(self, problem: Problem, architecture: Architecture, sweep_uid: str) -> None:
-        self.problem, self.architecture = problem, architecture
-        self.book = TrialBook(problem, architecture.device, sweep_uid)
-        bounds = ((least_us(problem, config, architecture), config) for config in candidates(problem, architecture.device))
+    def __init__(self, job: Job, barred: Collection[Config] = ()) -> None:
+        assert job.architecture is not None
+        self.problem, self.architecture = job.problem, job.architecture
+        self.book = TrialBook(job)
+        self._target = target_of(job.device.arch, job.device.warp_size)
+        tried = (config for config in candidates(job.problem, job.device) if config not in barred)
+        bounds = ((least_us(job.problem, config, job.architecture), config) for config in tried)
         self._left = deque(sorted(bounds, key=lambda pair: (pair[0], str(pair[1]))))
         self._fastest_us = float("inf")
 
@@ -81,15 +53,13 @@ class Search:
     def pick(self) -> Binary | None:
         """What the fastest so far needs."""
         record = derive_record(self.book.trials)
-        return None if record is None else binary_for(self.problem, record.config, self.architecture.target)
+        return None if record is None else self.binary_for(record.config)
 
-    @property
-    def binary(self) -> Binary | None:
-        """What `config` needs."""
-        return None if self.config is None else binary_for(self.problem, self.config, self.architecture.target)
+    def binary_for(self, config: Config) -> Binary:
+        return binary_for(self.problem, config, self._target)
 
     def take(self, config: Config, compiled: Compiled) -> None:
-        """Note what the binary of `config` takes, and the estimate that follows."""
+        """Note what the binary of `config`, the next, takes, and the estimate that follows."""
         self._left.popleft()
         estimate = None
         if compiled.status is Status.OK and compiled.resources is not None:

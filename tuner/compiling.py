@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import queue
 import re
-import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,12 +20,19 @@ from triton.compiler import CompiledKernel
 
 from kernels.geometry import geometry_of_problem
 from kernels.launch import Binary, binary_of, compile_binary, kernel_arguments
+from tuner.failure import Failure
+from tuner.worker import Died, TimedOut, Worker
 from tuning_db.model import Config, Device, Problem, Resources, Status
+
+Answer = TypeVar("Answer")
+
+LIMIT_S = 120.0
+"""Longest time for one binary, on cores that others may need as well. A compiler that hangs costs one process until then."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """How compiling one Binary ended. status is OK, COMPILE_ERROR, or OUT_OF_RESOURCES where it spills or needs more than there is."""
+    """How compiling one Binary ended: OK, COMPILE_ERROR, TIMED_OUT, or OUT_OF_RESOURCES where it spills or needs more than there is."""
 
     status: Status
     resources: Resources | None = None
@@ -34,47 +40,86 @@ class Compiled:
 
 
 class CompilePool:
-    """Compiles each Binary once, in worker processes that never touch a GPU; results land in Triton's disk cache."""
+    """Compiles each Binary once, in worker processes that never touch a GPU; results land in Triton's disk cache. Thread-safe."""
 
-    def __init__(self, device: Device, target: GPUTarget, workers: int | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["kernels.launch"])
-        self.workers = workers or os.cpu_count() or 1
-        self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
-        self._device, self._target = device, target
+    def __init__(self, device: Device, target: GPUTarget, workers: int | None = None, limit_s: float = LIMIT_S) -> None:
+        self._workers = [Worker() for _ in range(workers or usable_cores())]
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(len(self._workers))
+        self._device, self._target, self._limit_s = device, target, limit_s
         self._futures: dict[Binary, Future[Compiled]] = {}
-        self._load_bytes: dict[Binary, Future[int]] = {}
+        self._load_bytes: dict[Binary, Future[int | None]] = {}
+        self._lock = threading.Lock()
 
     def submit(self, binaries: Iterable[Binary]) -> None:
-        for binary in binaries:
-            if binary not in self._futures:
-                self._futures[binary] = self._executor.submit(compile_and_inspect, binary, self._target, self._device)
+        with self._lock:
+            for binary in binaries:
+                if binary not in self._futures:
+                    self._futures[binary] = self._threads.submit(self._compile, binary)
 
     def result(self, binary: Binary) -> Compiled:
-        """Wait for one Binary, which is submitted if it was not."""
+        """Wait for one Binary, which is submitted if it was not. Raises Failure if its process is killed from outside, twice."""
         self.submit([binary])
         return self._futures[binary].result()
 
-    def submit_load_bytes(self, binary: Binary) -> None:
-        """Disassemble one Binary; that takes longer than compiling it, so it is done for a few."""
-        if binary not in self._load_bytes:
-            self._load_bytes[binary] = self._executor.submit(compile_and_disassemble, binary, self._target)
+    def load_bytes(self, binary: Binary) -> int | None:
+        """Wait for `load_bytes_of` one Binary. That takes longer than to compile it, so it is for a few. None where it can't be had."""
+        with self._lock:
+            if binary not in self._load_bytes:
+                self._load_bytes[binary] = self._threads.submit(self._disassemble, binary)
+            future = self._load_bytes[binary]
+        return future.result()
 
-    def load_bytes(self, binary: Binary) -> int:
-        """Wait for `load_bytes_of` one Binary, which is submitted if it was not."""
-        self.submit_load_bytes(binary)
-        return self._load_bytes[binary].result()
+    @property
+    def workers(self) -> int:
+        return len(self._workers)
 
     @property
     def progress(self) -> tuple[int, int]:
         """How many binaries are compiled, and how many there are to be."""
-        return sum(future.done() for future in self._futures.values()), len(self._futures)
+        with self._lock:
+            return sum(future.done() for future in self._futures.values()), len(self._futures)
 
-    def __enter__(self) -> CompilePool:
-        return self
+    def close(self) -> None:
+        """End at once: what is not compiled yet never will be."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._executor.shutdown(wait=kind is None, cancel_futures=True)
+    def _compile(self, binary: Binary) -> Compiled:
+        try:
+            return self._call(compile_and_inspect, binary, self._target, self._device)
+        except TimedOut as error:
+            return Compiled(Status.TIMED_OUT, error=f"compiling: {error}")
+        except Died as error:
+            return Compiled(Status.COMPILE_ERROR, error=str(error))
+
+    def _disassemble(self, binary: Binary) -> int | None:
+        try:
+            return self._call(compile_and_disassemble, binary, self._target)
+        except (TimedOut, Died):  # it tells about a binary that is compiled and judged: nothing hangs on it
+            return None
+
+    def _call(self, function: Callable[..., Answer], *arguments: object) -> Answer:
+        """In a process that is idle. Raises TimedOut, Died; Failure if the process is killed from outside, twice."""
+        worker = self._idle.get()
+        try:
+            for _ in range(2):
+                try:
+                    return worker.call(function, *arguments, limit_s=self._limit_s)
+                except Died as error:
+                    if not error.killed:
+                        raise
+            raise Failure("a compile process was killed twice, likely for want of memory: run where there is more of it")
+        finally:
+            self._idle.put(worker)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: a batch system may allow it fewer than the host has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def binary_for(problem: Problem, config: Config, target: GPUTarget) -> Binary:
@@ -124,22 +169,6 @@ def load_bytes_of(kernel: CompiledKernel) -> int:
         return max((int(width[1].lstrip("US")) // 8 if width else 4 for width in widths), default=0)
     loads = re.findall(r"\b(?:global|buffer)_load_([a-z]+\d*(?:x\d)?)", kernel.asm["amdgcn"])
     return max((_amd_bytes(load) for load in loads), default=0)
-
-
-def _end_with_parent() -> None:
-    """Let this worker end when the process that owns the pool does, and only then.
-
-    The queue it waits at would never say that the owner was killed. Ctrl-C reaches the workers as well, and is the owner's business.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait_and_exit() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
 def _amd_bytes(load: str) -> int:

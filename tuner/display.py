@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernels.settings import read_settings
-from tuner.events import Finished, Started
+from tuner.events import Event, Faulted, Finished, Started
 from tuner.session import Plan, Session
 from tuning_db.model import ANY_ROWS, NO_WEIGHT, Problem, Record, Resources, to_dict
 
@@ -82,22 +82,28 @@ class SweepProgress:
         if self._live:
             self._live.stop()
 
-    def __call__(self, event: Started | Finished) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self._total = event.total
             self._bar.update(self._task, total=event.total, completed=event.done)
-            line = f"now  {problem_label(event.problem)}  {event.compiled}/{event.binaries} binaries compiled"
-            self._now = Text(line, no_wrap=True, overflow="ellipsis")
+            compiled = f"  {event.compiled}/{event.binaries} binaries compiled" if event.binaries else ""
+            self._now = Text(f"now  {problem_label(event.problem)}{compiled}", no_wrap=True, overflow="ellipsis")
+            return
+        if isinstance(event, Faulted):
+            trial = event.trial
+            self._print_line(trial.status.value.replace("_", " "), f"{problem_label(trial.problem)}  {trial.config}  {trial.error}")
             return
         self.finished.append(event)
         self._bar.update(self._task, completed=len(self.finished))
         subject, outcome = problem_label(event.problem), _outcome(event)
         self._last = Text(f"last {subject}  {outcome}", overflow="fold")
         if not self._live:
-            count = f"[{len(self.finished):>{len(str(self._total))}}/{self._total}] {subject}"
-            gap = "  " if len(count) + len(outcome) + 2 <= self._console.width else "\n    "
-            self._console.print(f"{count}{gap}{outcome}")
-            self._console.file.flush()
+            self._print_line(f"[{len(self.finished):>{len(str(self._total))}}/{self._total}] {subject}", outcome)
+
+    def _print_line(self, subject: str, text: str) -> None:
+        gap = "  " if len(subject) + len(text) + 2 <= self._console.width else "\n    "
+        self._console.print(f"{subject}{gap}{text}")
+        self._console.file.flush()
 
     def _render(self) -> Group:
         return Group(self._bar.get_renderable(), self._now, self._last)
@@ -118,7 +124,7 @@ def print_result(console: Console, result: SweepResult) -> None:
     message(console, f"{done}; {failed} of {count(trials, 'trial')} failed.")
     without = len(result.finished) - len(records)
     if without:
-        message(console, f"{count(without, 'problem')} without a record: no config got through. `status` counts the failures.")
+        message(console, f"{count(without, 'problem')} without a record; `status` counts the failures.")
     message(console, f"{result.recorded} of {len(session.problems)} problems are recorded for {session.device.uid}")
     message(console, f"in {session.path}.")
     if session.path not in read_settings().databases:
@@ -155,7 +161,8 @@ def beginning(session: Session, todo: int) -> str:
     board = f"{session.device.name} ({session.device.uid})"
     skipped = len(session.problems) - todo
     rest = f"; {count(skipped, 'problem')} recorded before" if skipped else ""
-    return f"{'Compiling' if session.architecture else 'Tuning'} {count(todo, 'problem')} for {board}{rest}."
+    where = f" on {session.board.place}" if session.board.place else ""
+    return f"{'Compiling' if session.architecture else 'Tuning'} {count(todo, 'problem')} for {board}{where}{rest}."
 
 
 def nothing_to_do(session: Session) -> str:
@@ -236,6 +243,8 @@ def _kind_label(problem: Problem) -> str:
 
 def _outcome(event: Finished) -> str:
     record = event.record
+    if event.note:
+        return event.note
     if record is None:
         return f"no config got through, {event.failed} of {event.trials} failed"
     parts = [str(record.config), f"{microseconds(record.median_us)} µs", f"{record.copy_fraction:.2f} of copy"]

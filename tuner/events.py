@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tuning_db.model import Problem, Record
+from tuning_db.model import Problem, Record, Trial
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """A problem's trials are committed. record is None if no config got through.
+    """A problem's trials are committed. record is None if no config got through; note says why the problem was given up, if it was.
 
     load_bytes is what a thread of the record's binary loads at once, where that was disassembled.
     """
@@ -31,7 +31,16 @@ class Finished:
     record: Record | None
     trials: int
     failed: int
+    note: str = ""
     load_bytes: int | None = None
 
 
-Watch: TypeAlias = Callable[[Started | Finished], None]
+@dataclass(frozen=True)
+class Faulted:
+    """A config broke or stalled a worker or the compiler. Its trial is committed, and it is not tried again."""
+
+    trial: Trial
+
+
+Event: TypeAlias = Started | Finished | Faulted
+Watch: TypeAlias = Callable[[Event], None]

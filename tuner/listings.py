@@ -9,10 +9,11 @@ from collections.abc import Collection, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from kernels.provenance import is_todays
+from kernels.provenance import is_current, is_todays
 from tuner.architectures import architectures
 from tuner.display import ROWS_SHOWN, count, fraction, message, microseconds, problem_label, ratio, table
 from tuner.explain import Explanation
+from tuner.fleet import FAULTS
 from tuning_db.lookup import Pick
 from tuning_db.merged import Merged
 from tuning_db.model import Device, Record, Source, Status, Tier
@@ -20,7 +21,7 @@ from tuning_db.store import Store
 
 
 def print_status(console: Console, store: Store) -> None:
-    """Coverage per device, op and dtype; then the sweeps; then the failed trials."""
+    """Coverage per device, op and dtype, and failed trials; then the configs that no sweep tries again; then the sweeps."""
     sweeps = store.sweeps()
     for device in store.devices():
         records = store.records(device.uid)
@@ -43,6 +44,13 @@ def print_status(console: Console, store: Store) -> None:
         if imported:
             message(console, f"{count(imported, 'record')} imported without trials.")
         console.print()
+    for arch in sorted({device.arch for device in store.devices()}):
+        barred = [trial for trial in store.trials_with(arch, FAULTS) if is_current(trial)]
+        made = table(f"Not tried again on {arch}", "config", "problem", "status", "error", "at", right=("status", "at"))
+        for trial in barred:
+            made.add_row(str(trial.config), problem_label(trial.problem), trial.status.value, trial.error, moment(trial.created_at))
+        if barred:
+            console.print(made)
     made = table("Sweeps", "started", "state", "arch", "arguments", right=("started", "state"))
     for sweep in sweeps:
         state = "running, or killed" if sweep.state == "running" else sweep.state

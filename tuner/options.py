@@ -35,6 +35,23 @@ def positive(text: str) -> int:
     return number
 
 
+def gpu(text: str) -> int | None:
+    """An index, or None for `all`."""
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise click.BadParameter(f"{text!r} is neither the number of a GPU nor `all`")
+    return int(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`2/4` as (2, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"{text!r} is no part of a whole; write 1/4, 2/4, 3/4 or 4/4")
+    return int(match[1]), int(match[2])
+
+
 def dtype(text: str) -> str:
     name = SHORT_DTYPES.get(text, text)
     if name not in DTYPES:

@@ -1,24 +1,24 @@
-"""Whether records still win: measured again, in this process, against what might beat them."""
+"""Whether records still win: measured again against what might beat them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from kernels.dispatch import pick_config
 from kernels.heuristic import heuristic_config
 from kernels.variants import candidates, is_legal
-from tuner.architectures import Architecture, architectures, target_of
-from tuner.compile_only import Search
-from tuner.compiling import CompilePool, binary_for
+from tuner.architectures import Architecture, architectures
+from tuner.boards import Board
 from tuner.eliminations import elimination_races
 from tuner.events import Started
+from tuner.failure import Failure
+from tuner.fleet import FAULTS, outcomes
+from tuner.jobs import Job
 from tuner.model import least_us
-from tuner.sweep import Tuning
 from tuning_db.derive import TIE, derive_record
 from tuning_db.lookup import RecordIndex
 from tuning_db.model import ANY_ROWS, TORCH_VARIANT, Config, Device, Problem, Record, Source, Status, Tier, Trial, to_dict
@@ -77,34 +77,50 @@ def sampled(records: Sequence[Record], number: int) -> list[Record]:
     return [records[i] for i in sorted(chosen)]
 
 
-def recheck_gpu(
-    records: Sequence[Record], trials: Sequence[Trial], device: Device, index: int, watch: Callable[[Started], None]
-) -> list[Recheck]:
-    """Race each record again on GPU `index`; nothing is stored. `trials` are what is known of the device.
+def race_again(records: Sequence[Record], trials: Sequence[Trial], board: Board, watch: Callable[[Started], None]) -> list[Recheck]:
+    """Race each record again on the board's GPUs; nothing is stored. `trials` are what is known of the device.
 
-    The rivals: the fastest of the trials, the model's pick, the heuristic's, PyTorch. Raises Failure as `sweep_gpu` does.
+    The rivals: the fastest of the trials, the model's pick, the heuristic's, PyTorch. Raises Failure as a sweep does.
     """
+    device = board.device
     usual = architectures().get(device.arch)
-    board = replace(usual, device=device) if usual else None
-    target = target_of(device.arch, device.warp_size)
+    architecture = replace(usual, device=device) if usual else None
+    models = _model_picks(records, architecture, watch) if architecture else {}
     races = elimination_races(trials)
-    gpu = torch.device("cuda", index)
-    checked = []
-    with CompilePool(device, target) as pool, torch.cuda.device(index):
-        for number, record in enumerate(records):
-            watch(Started(record.problem, number, len(records), *pool.progress))
-            model = _model_pick(record.problem, board, pool) if board else None
-            known = RecordIndex([("", [device], [record])])
-            tuning = Tuning(record.problem, device, gpu, "", known, ())
-            rivals = _rivals(record.problem, races.get(record.problem, ()), device, board)
-            wanted = dict.fromkeys([record.config, heuristic_config(record.problem, device), model, *rivals])
-            configs = [config for config in wanted if config is not None and config.variant != TORCH_VARIANT]
-            pool.submit(binary_for(record.problem, config, target) for config in configs)
-            tuning.build(pool, configs)
-            tuning.verify()
-            tuning.final(list(tuning.launchers))
-            checked.append(_judged(record, tuning.book.trials, model))
-    return checked
+    jobs = []
+    for record in records:
+        problem = record.problem
+        rivals = _rivals(problem, races.get(problem, ()), device, architecture)
+        wanted = dict.fromkeys([record.config, heuristic_config(problem, device), models.get(problem), *rivals])
+        entrants = tuple(config for config in wanted if config is not None and config.variant != TORCH_VARIANT)
+        jobs.append(Job(problem, device, None, record.config, "", entrants))
+    raced = _run(board, jobs, watch)
+    faults = {trial.config: _fault(trial) for own in raced.values() for trial in own if trial.status in FAULTS}
+    return [_judged(record, raced[record.problem], models.get(record.problem), faults) for record in records]
+
+
+def _model_picks(records: Sequence[Record], architecture: Architecture, watch: Callable[[Started], None]) -> dict[Problem, Config]:
+    device = architecture.device
+    jobs = [Job(record.problem, device, architecture, None, "") for record in records]
+    picks = {problem: derive_record(own) for problem, own in _run(Board(device, architecture), jobs, watch).items()}
+    return {problem: pick.config for problem, pick in picks.items() if pick}
+
+
+def _run(board: Board, jobs: Sequence[Job], watch: Callable[[Started], None]) -> dict[Problem, list[Trial]]:
+    """All trials of each job. A config that breaks or stalls a worker is left out from then on. Raises Failure."""
+    stations = board.stations()
+    trials: dict[Problem, list[Trial]] = {job.problem: [] for job in jobs}
+    done = 0
+    with closing(outcomes(stations, jobs, (), lambda: True)) as events:
+        for event in events:
+            if isinstance(event, Job):
+                watch(Started(event.problem, done, len(jobs), *stations[0].progress))
+                continue
+            if event.note:
+                raise Failure(f"{event.job.problem}: {event.note}")
+            trials[event.job.problem] += event.trials
+            done += event.finished
+    return trials
 
 
 def _rivals(problem: Problem, race: Sequence[Trial], device: Device, board: Architecture | None) -> list[Config]:
@@ -117,15 +133,12 @@ def _rivals(problem: Problem, race: Sequence[Trial], device: Device, board: Arch
     return sorted(candidates(problem, device), key=lambda config: (least_us(problem, config, board), str(config)))[:RIVALS]
 
 
-def _model_pick(problem: Problem, board: Architecture, pool: CompilePool) -> Config | None:
-    search = Search(problem, board, "")
-    while search.config is not None and search.binary is not None:
-        search.take(search.config, pool.result(search.binary))
-    record = derive_record(search.book.trials)
-    return record.config if record else None
-
-
-def _judged(record: Record, trials: Sequence[Trial], model: Config | None) -> Recheck:
+def _judged(record: Record, trials: Sequence[Trial], model: Config | None, faults: Mapping[Config, str]) -> Recheck:
+    """`faults` tells of what was left out because it broke or stalled a worker, on whichever problem."""
     times_us = {trial.config: trial.measurement.median_us for trial in trials if trial.measurement}
-    faults = [f"{t.status.value}: {t.error}" for t in trials if t.config == record.config and t.status is not Status.OK]
-    return Recheck(record, times_us, model, next(iter(faults), ""))
+    own = [_fault(trial) for trial in trials if trial.config == record.config and trial.status is not Status.OK]
+    return Recheck(record, times_us, model, next(iter(own), faults.get(record.config, "")))
+
+
+def _fault(trial: Trial) -> str:
+    return f"{trial.status.value}: {trial.error}"

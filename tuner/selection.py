@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from tuning_db.model import FORWARD, Problem, bucket_rows
 
@@ -30,3 +30,20 @@ class Filter:
 
     def __str__(self) -> str:
         return ", ".join(f"--{name} {','.join(map(str, values))}" for name, values in vars(self).items() if values)
+
+
+def shard_of(problems: Sequence[Problem], part: int, parts: int) -> list[Problem]:
+    """Part 1, 2, … of `parts`, in the problems' order: every problem is in one, and all hosts agree on which.
+
+    Problems that differ in rows alone run mostly the same binaries and stay together. The largest such groups are dealt first, each to
+    the part with the fewest problems.
+    """
+    groups: dict[Problem, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(replace(problem, rows=1, inner_rows=1), []).append(problem)
+    counts, mine = [0] * parts, set[Problem]()
+    for _, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        emptiest = counts.index(min(counts))
+        counts[emptiest] += len(group)
+        mine.update(group if emptiest == part - 1 else ())
+    return [problem for problem in problems if problem in mine]

@@ -6,15 +6,14 @@ torch is imported where there is something to do, so that a finished sweep is to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.variants import candidates
 from tuner.architectures import Architecture, target_of
+from tuner.boards import Board
 from tuner.events import Finished, Watch
-from tuner.failure import Failure
 from tuner.unfinished import unfinished
 from tuning_db.errors import DatabaseError
 from tuning_db.model import Device, Problem, Record, Resources, Source
@@ -32,14 +31,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Session:
-    """`architecture` is None where the problems are measured on the GPU of this machine."""
+    """`architecture` is None where the problems are measured on GPUs."""
 
-    device: Device
-    architecture: Architecture | None
+    board: Board
     problems: tuple[Problem, ...]
     path: Path
     retune: bool
     budget_s: float | None
+
+    @property
+    def device(self) -> Device:
+        return self.board.device
+
+    @property
+    def architecture(self) -> Architecture | None:
+        return self.board.architecture
 
     @property
     def source(self) -> Source:
@@ -72,16 +78,9 @@ class Session:
 
     def run(self, todo: Sequence[Problem], store: Store, argv: Sequence[str], watch: Watch) -> None:
         """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""
-        import torch
+        from tuner.sweep import sweep
 
-        from tuner.compile_only import sweep_compile_only
-        from tuner.sweep import sweep_gpu
-
-        with named_faults_of_the_machine():
-            if self.architecture:
-                sweep_compile_only(todo, self.architecture, store, argv, watch, self.budget_s)
-            else:
-                sweep_gpu(todo, self.device, torch.cuda.current_device(), store, argv, watch, self.budget_s)
+        sweep(todo, self.device, self.architecture, self.board.stations(), store, argv, watch, self.budget_s)
 
     def recorded(self, finished: Sequence[Finished], store: Store) -> int:
         """How many of the problems have records: of today's kernels or, with retune, of this session."""
@@ -96,21 +95,6 @@ class Session:
             trials = store.trials(self.device.uid, record.problem)
             found |= {t.problem: t.resources for t in trials if t.uid == record.trial_uid and t.resources}
         return found
-
-
-@contextmanager
-def named_faults_of_the_machine() -> Iterator[None]:
-    """Turn what a machine can lack in the middle of a sweep into a Failure that says so."""
-    from concurrent.futures.process import BrokenProcessPool
-
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Failure("GPU memory ran out: free it, or leave out the largest problems by --rows and --cols") from error
-    except BrokenProcessPool as error:
-        raise Failure("a compile process was killed, likely for want of memory: run where there is more of it") from error
 
 
 def is_writable(path: Path) -> bool:

@@ -98,10 +98,11 @@ class Store:
         query = "SELECT status, count(*) AS trials FROM trial WHERE device_uid = ? GROUP BY status ORDER BY status"
         return dict(self._select(lambda row: (Status(row["status"]), row["trials"]), query, device_uid))
 
-    def crashes(self, device_uid: str) -> list[Trial]:
-        """The trials of a device that broke its context."""
-        query = "SELECT * FROM trial WHERE device_uid = ? AND status = ? ORDER BY created_at, uid"
-        return self._select(trial_from_row, query, device_uid, Status.CRASHED.value)
+    def trials_with(self, arch: str, statuses: Sequence[Status]) -> list[Trial]:
+        """The trials on all devices of an arch that ended in one of these ways."""
+        query = f"""SELECT trial.* FROM trial JOIN device ON device.uid = device_uid
+            WHERE arch = ? AND status IN ({", ".join("?" * len(statuses))}) ORDER BY trial.created_at, trial.uid"""
+        return self._select(trial_from_row, query, arch, *(status.value for status in statuses))
 
     def trials(self, device_uid: str, problem: Problem | None = None) -> list[Trial]:
         query = "SELECT * FROM trial WHERE device_uid = ?"
