@@ -2,7 +2,8 @@
 
     python tests/hostile_sweep.py DATABASE
 
-prints whether this process, which supervises, has a CUDA context at the end. Workers import it as well, and so have the variants.
+prints what `status` lists, then whether this process, which supervises, has a CUDA context at the end. Workers import it as well, and
+so have the variants.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import spinning_variant
 import trapping_variant
 from kernels.variants import VARIANTS
+from tuner import display, listings
 from tuner.boards import boards_here
 from tuner.session import Session
 from tuning_db.model import Problem
@@ -38,6 +40,7 @@ def main() -> None:
     session = Session(boards_here([0])[0], PROBLEMS, Path(sys.argv[1]), retune=True, budget_s=None)
     with open_for_writing(session.path) as store:
         session.run(PROBLEMS, store, ["sweep"], print)
+        listings.print_status(display.console(), store)
     print(f"context: {has_context()}")
 
 

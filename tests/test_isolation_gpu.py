@@ -24,6 +24,11 @@ def run_python(*arguments: str) -> str:
     return done.stdout
 
 
+def words(text: str) -> str:
+    """Text as it was before it was wrapped to the width of a terminal."""
+    return " ".join(text.split())
+
+
 def test_hostile_configs_cost_their_workers_and_are_not_tried_again(tmp_path: Path) -> None:
     database = tmp_path / "tuning.sqlite"
     output = run_python(str(ROOT / "tests" / "hostile_sweep.py"), str(database))
@@ -37,12 +42,11 @@ def test_hostile_configs_cost_their_workers_and_are_not_tried_again(tmp_path: Pa
         assert all(record.config != TORCH for record in store.records())
         assert [sweep.state for sweep in store.sweeps()] == ["finished"]
         uids = {trial.uid for trial in faults.values()}
-    run_python(str(ROOT / "tests" / "hostile_sweep.py"), str(database))
+    output = run_python(str(ROOT / "tests" / "hostile_sweep.py"), str(database))
     with open_for_reading(database) as store:
         assert {trial.uid for trial in store.trials_with(describe(0).arch, FAULTS)} == uids
         assert [sweep.state for sweep in store.sweeps()] == ["finished"] * 2
-    listed = run_python("-m", "tuner", "status", "--db", str(database))
-    assert f"Not tried again on {describe(0).arch}" in listed
+    assert f"Not tried again on {describe(0).arch}" in words(output)
 
 
 def test_two_gpus_share_a_sweep(tmp_path: Path) -> None:
@@ -50,7 +54,7 @@ def test_two_gpus_share_a_sweep(tmp_path: Path) -> None:
         pytest.skip("needs two GPUs of one kind")
     database = tmp_path / "tuning.sqlite"
     command = ("sweep", "--gpus", "0,1", "--cols", "512,4096", "--rows", "1,64,1024,4096", "--db", str(database))
-    assert " on GPUs 0, 1." in run_python("-m", "tuner", *command)
+    assert " on GPUs 0, 1." in words(run_python("-m", "tuner", *command))
     with open_for_reading(database) as store:
         assert len(store.records(describe(0).uid)) == 8
         races = {(trial.problem, trial.race_uid) for trial in store.trials(describe(0).uid)}
