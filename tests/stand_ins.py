@@ -145,6 +145,12 @@ def compile_or_not(binary: Any, *_: object) -> Compiled:
     return Compiled(Status.OK, Resources(os.getpid(), 0, 0))
 
 
+def disassemble_or_not(binary: Any, _: object) -> int:
+    """Instead of `tuner.compiling.compile_and_disassemble`."""
+    make_trouble(str(binary))
+    return 16
+
+
 # What a test of the pipeline has in its own process.
 
 SLOW_US, TORCH_US, COPY_US = 20.0, 80.0, 9.0

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.heuristic import heuristic_config
 from kernels.variants import VARIANTS, candidates
-from stand_ins import CONFIGS, COPY_US, DEVICE, PROBLEMS, SLOW_US, TORCH_US, FakePool, InProcess, Lab, faked
+from stand_ins import CONFIGS, COPY_US, DEVICE, PROBLEMS, SLOW_US, TORCH_US, FakePool, InProcess, Lab, faked, stand_in_station
 from tuner import sweep as pipeline
 from tuner import tuning
 from tuner.compiling import Compiled
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def run(lab: Lab, store: Store, problems: list[Problem] = PROBLEMS[1:2], watch: Any = None, budget_s: float | None = None) -> list[Record]:
-    station: Any = LocalStation(FakePool(lab.compiled), InProcess(lab))  # type: ignore[arg-type]
+    station = stand_in_station(lab)
     pipeline.sweep(problems, DEVICE, None, [station], store, ["sweep"], watch or (lambda event: None), budget_s)
     return [record for record in store.records(DEVICE.uid) if record.problem.rows != ANY_ROWS]
 
@@ -146,7 +146,7 @@ def test_a_crash_bars_a_config_on_its_architecture_and_at_its_revision(lab: Lab,
     for device, tried in ((same_arch, False), (other_arch, True)):
         lab.built.clear()
         monkeypatch.setattr(tuning, "describe", lambda index, device=device: device)
-        station: Any = LocalStation(FakePool(lab.compiled), InProcess(lab))  # type: ignore[arg-type]
+        station = stand_in_station(lab)
         pipeline.sweep(PROBLEMS[1:2], device, None, [station], store, [], lambda event: None, None)
         assert (FIRST in lab.built) is tried
     monkeypatch.setattr(tuning, "describe", lambda index: DEVICE)

@@ -151,6 +151,13 @@ def test_a_compiler_that_hangs_or_dies_costs_one_process(pool: CompilePool) -> N
     assert pool.progress == (4, 4)
 
 
+def test_a_disassembler_that_hangs_or_dies_costs_one_process_and_tells_nothing(pool: CompilePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compile_and_disassemble", stand_ins.disassemble_or_not)
+    binaries: Any = ["hang", "good", "abort", "fine"]
+    assert [pool.load_bytes(binary) for binary in binaries] == [None, 16, None, 16]
+    assert pool.progress == (0, 0)  # those are no compilations
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity of processes to cores")
 def test_a_pool_takes_the_cores_that_it_may_use() -> None:
     before = os.sched_getaffinity(0)
