@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def spilling(arches: list[str], sample: int | None) -> dict[str, Any]:
         found = reachable(arch)
         most_shared = architectures()[arch].device.shared_bytes
         chosen = sorted(found, key=lambda binary: (zlib.crc32(str(binary).encode()), str(binary)))[:sample]
-        with CompilePool(architectures()[arch].device, architectures()[arch].target) as pool:
+        with closing(CompilePool(architectures()[arch].device, architectures()[arch].target)) as pool:
             pool.submit(chosen)
             outcomes = {binary: pool.result(binary) for binary in chosen}
         bad = {}
