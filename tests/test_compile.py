@@ -85,7 +85,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
     from kernels.variants import VARIANTS, column_sum, is_legal, space
     from tuner.architectures import architectures
     from tuning_db.jsonl import shipped_records
-    from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, LAYOUTS_OF, Problem
+    from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, LAYOUTS_OF, Problem, Source
 
     target, device = compile_time_arguments(arch)
 
@@ -113,7 +113,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
                     binary = binary_for(config, problem, aligned=False, numerics=Numerics(1.0, True))
                     configs[f"{config}, {problem}, misaligned, another mode"] = outcome(compiled, binary)
     for record in shipped_records(arch)[1]:
-        if record.config.variant in VARIANTS:
+        if record.config.variant in VARIANTS and record.source is Source.MEASURED:  # of the modelled test_spills takes a sample
             amount = spilled_bytes(compiled(binary_for(record.config, record.problem)))
             if amount:
                 spilling[f"{record.config}, {record.problem}"] = amount
@@ -237,7 +237,7 @@ def test_every_config_has_a_problem(compiled):
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_what_ships_spills_nothing(compiled, arch):
-    """A record of an architecture nobody here owns was modelled without it, and a kernel change can make it wrong."""
+    """What was measured, and what the heuristic picks: a kernel change, or another compiler, can make it wrong."""
     assert compiled[arch]["spilling"] == {}
 
 
