@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -50,18 +50,24 @@ class BackwardPlans:
         return call
 
 
-_of_operators: dict[Any, BackwardPlans] = {}
+_Plans = TypeVar("_Plans")
+_of_operators: dict[Any, Any] = {}
+
+
+def remembered(key: Any, make: Callable[[], _Plans]) -> _Plans:
+    """What the operators remember by this key, made now if it is new."""
+    known: _Plans | None = _of_operators.get(key)
+    if known is None:
+        if len(_of_operators) >= MAX_FORWARDS:
+            _of_operators.clear()
+        known = _of_operators[key] = make()
+    return known
 
 
 def backward_plans(x: torch.Tensor, axis: int, numerics: Numerics) -> BackwardPlans:
     """The BackwardPlans of the operators, which know nothing of the forward that their x was in."""
-    key = x.shape, x.get_device(), axis, numerics
-    known = _of_operators.get(key)
-    if known is None:
-        if len(_of_operators) >= MAX_FORWARDS:
-            _of_operators.clear()
-        known = _of_operators[key] = BackwardPlans(axis % x.dim(), None, numerics)
-    return known
+    key = BackwardPlans, x.shape, x.get_device(), axis, numerics
+    return remembered(key, lambda: BackwardPlans(axis % x.dim(), None, numerics))
 
 
 def forget_backwards() -> None:

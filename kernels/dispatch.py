@@ -154,14 +154,20 @@ def choose_and_prepare(
 
 
 def choose_and_prepare_add(
-    geometry: Geometry, dtypes: tuple[str, str, str], device_index: int, *, in_place: bool, batch_invariant: bool
+    geometry: Geometry,
+    dtypes: tuple[str, str, str],
+    device_index: int,
+    *,
+    in_place: bool,
+    batch_invariant: bool,
+    numerics: Numerics = PLAIN,
 ) -> Choice:
     """As `choose_and_prepare`, for add_rmsnorm. dtypes are those of residual, w and y."""
     problem = geometry.problem(*dtypes, op=ADD_FORWARD)
     if batch_invariant:
         problem = replace(problem, rows=BATCH_INVARIANT_ROWS, layout="contiguous")
     pick = pick_config(problem, device_of(device_index), in_place=in_place, any_rows=batch_invariant, config=active_override())
-    return prepared(pick, problem, lambda config: build_add_launcher(config, geometry, dtypes, device_index))
+    return prepared(pick, problem, lambda config: build_add_launcher(config, geometry, dtypes, device_index, numerics))
 
 
 def choose_and_prepare_backward(

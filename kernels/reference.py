@@ -8,33 +8,41 @@ import torch.nn.functional as F
 from kernels.numerics import PLAIN, Numerics
 
 
-def rmsnorm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float, axis: int, numerics: Numerics = PLAIN) -> torch.Tensor:
-    """y = x / sqrt(mean(x², axis) + eps) * (weight + offset), differentiable; fp32 arithmetic (fp64 for fp64), result in x's dtype.
+def rmsnorm_torch(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    axis: int,
+    numerics: Numerics = PLAIN,
+    y_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """y = x / sqrt(mean(x², axis) + eps) * (weight + offset), differentiable; fp32 arithmetic (fp64 where x or y is that).
 
-    Zhang & Sennrich 2019, equation 4, with eps inside the root. Under autocast the result's dtype is still x's.
+    Zhang & Sennrich 2019, equation 4, with eps inside the root. y is rounded once, to y_dtype or x's dtype, under autocast too.
     """
     device = x.device.type
     if not x.is_meta and torch.is_autocast_enabled(device):  # there is no autocast for meta tensors to ask about
         with torch.autocast(device, enabled=False):
-            return rmsnorm_torch(x, weight, eps, axis, numerics)
-    if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == x.dtype) and numerics == PLAIN:
-        return F.rms_norm(x, (x.shape[axis],), weight, eps)
-    wide = x if x.dtype == torch.float64 else x.float()
+            return rmsnorm_torch(x, weight, eps, axis, numerics, y_dtype)
+    y_dtype = y_dtype or x.dtype
+    both = torch.promote_types(x.dtype, y_dtype)
+    if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == both) and numerics == PLAIN:
+        return F.rms_norm(x.to(both), (x.shape[axis],), weight, eps).to(y_dtype)
+    wide = x.to(torch.promote_types(both, torch.float32))
     y = wide * torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
     if numerics.round_normalized:
         y = y.to(x.dtype).to(wide.dtype)
     if weight is not None:
         y = y * _effective_weight(weight, wide, axis, numerics)
-    return y.to(x.dtype)
+    return y.to(y_dtype)
 
 
 def add_rmsnorm_torch(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float, numerics: Numerics = PLAIN
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and new_residual = x + residual, differentiable: the sum is rounded to the residual's dtype, then its RMSNorm once to x's."""
     new_residual = (x + residual).to(residual.dtype)
-    wide = new_residual.to(torch.promote_types(x.dtype, residual.dtype))  # so that y is rounded once
-    return rmsnorm_torch(wide, weight, eps, -1).to(x.dtype), new_residual
+    return rmsnorm_torch(new_residual, weight, eps, -1, numerics, x.dtype), new_residual
 
 
 def rmsnorm_backward_torch(

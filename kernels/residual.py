@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from kernels import residual_plans
+from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.plans import MAX_PLANS
 from kernels.reference import add_rmsnorm_torch
 from kernels.residual_plans import AddPlan, Sums
 from kernels.shortcuts import AddShortcuts
-from kernels.validation import check_add_arguments, checked_eps, overlap_offset
+from kernels.validation import check_add_arguments, checked_eps, checked_numerics, overlap_offset
 
 _plans: dict[Any, AddPlan] = {}
-_shortcuts = AddShortcuts()
+_shortcuts: defaultdict[Numerics, AddShortcuts] = defaultdict(AddShortcuts)  # as those of rmsnorm
+_plain_shortcuts = _shortcuts[PLAIN]
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform (vmap, grad, …), or None
 
 
@@ -30,6 +34,8 @@ def add_rmsnorm(
     residual_out: torch.Tensor | None = None,
     backend: str = "auto",
     batch_invariant: bool = False,
+    weight_offset: float = NO_OFFSET,
+    casting: str = FP32,
 ) -> Sums:
     """new_residual = x + residual and y = rmsnorm(new_residual, weight, eps) over the last axis, in one pass over memory.
 
@@ -39,7 +45,8 @@ def add_rmsnorm(
     Args:
         x: what is added to the stream (a layer's output): fp16, bf16, fp32 (kernels) or fp64 (PyTorch), at least one dimension, no size 0.
         residual: the stream so far: x's shape, on x's device, of any of these dtypes.
-        weight, eps, backend, batch_invariant: as `kernels.rmsnorm` has them.
+        weight, eps, backend, batch_invariant, weight_offset: as `kernels.rmsnorm` has them.
+        casting: as `kernels.rmsnorm` has it, whose x the rounded sum is: "llama" rounds new_residual / sqrt(…) to the residual's dtype.
         out: where to write y: x's shape, dtype and device. May be x itself.
         residual_out: where to write the sum: residual's shape, dtype and device. May be residual itself. With out=x and
             residual_out=residual nothing is allocated.
@@ -56,23 +63,27 @@ def add_rmsnorm(
     """
     if eps.__class__ is not float or not eps >= 0:
         eps = checked_eps(eps)
-    if torch.compiler.is_dynamo_compiling():  # PyTorch's operations are what it traces
-        check_add_arguments(x, residual, weight, out, residual_out, backend)
-        return residual_plans.into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps))
+    numerics = PLAIN
+    if casting is not FP32 or weight_offset is not NO_OFFSET:  # not the defaults themselves
+        numerics = checked_numerics(weight_offset, casting)
+    if _is_dynamo_compiling():  # PyTorch's operations are what it traces
+        check_add_arguments(x, residual, weight, out, residual_out, backend, numerics)
+        return residual_plans.into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps, numerics))
     usual = backend == "auto" and batch_invariant is False and active_override() is None and forward_ad._current_level < 0
     try:
-        call = _shortcuts.find(x, residual, weight, out, residual_out) if usual else None
+        shortcuts = _plain_shortcuts if numerics is PLAIN else _shortcuts[numerics]
+        call = shortcuts.find(x, residual, weight, out, residual_out) if usual else None
     except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
         call = None
     if call is not None:
         return call(out, residual_out, x, residual, weight, eps)
     if _transform() is not None or forward_ad._current_level >= 0:
         # Under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
-        check_add_arguments(x, residual, weight, out, residual_out, backend)
-        return residual_plans.into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps))
-    plan, is_remembered = _plan(x, residual, weight, out, residual_out, backend, batch_invariant)
+        check_add_arguments(x, residual, weight, out, residual_out, backend, numerics)
+        return residual_plans.into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps, numerics))
+    plan, is_remembered = _plan(x, residual, weight, out, residual_out, backend, batch_invariant, numerics)
     if usual and is_remembered:
-        _shortcuts.add(plan.call, x, residual, weight, out, residual_out)
+        shortcuts.add(plan.call, x, residual, weight, out, residual_out)
     return plan.call(out, residual_out, x, residual, weight, eps)
 
 
@@ -84,6 +95,7 @@ def _plan(
     residual_out: torch.Tensor | None,
     backend: str,
     batch_invariant: bool,
+    numerics: Numerics,
 ) -> tuple[AddPlan, bool]:
     """What serves this kind of call, prepared now if it is new, and whether that is remembered."""
     tensors = (x, residual, weight, out, residual_out)
@@ -91,17 +103,16 @@ def _plan(
         key = (
             *(None if tensor is None else _kind(tensor) for tensor in tensors),
             _overlaps(x, residual, out, residual_out),
-            (backend, batch_invariant, active_override(), torch.is_grad_enabled()),
+            (backend, batch_invariant, numerics, active_override(), torch.is_grad_enabled()),
         )
         plan = _plans.get(key)
     except (AttributeError, TypeError, RuntimeError):
         # No tensor, an unhashable argument, or a tensor without strides: the checks say which.
-        return residual_plans.prepare(*tensors, backend, batch_invariant), False
+        return residual_plans.prepare(*tensors, backend, batch_invariant, numerics), False
     if plan is None:
-        plan = residual_plans.prepare(*tensors, backend, batch_invariant)
+        plan = residual_plans.prepare(*tensors, backend, batch_invariant, numerics)
         if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-            _shortcuts.clear()
+            forget_plans()
         _plans[key] = plan
     return plan, True
 
@@ -126,4 +137,5 @@ def served_by() -> list[str]:
 def forget_plans() -> None:
     """Drop all prepared plans."""
     _plans.clear()
-    _shortcuts.clear()
+    for shortcuts in list(_shortcuts.values()):
+        shortcuts.clear()

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from kernels.autograd import needs_operations
+from kernels.numerics import Numerics
 from kernels.residual_backward import AddBackwardPlans, AddGradients, add_backward_torch
 from kernels.residual_plans import AddCall, Sums
 from tuning_db.model import Config
 
 
-def differentiable(forward: AddCall, config: Config | None) -> AddCall:
+def differentiable(forward: AddCall, config: Config | None, numerics: Numerics) -> AddCall:
     """`forward` for inputs that require grad; it is given no results: those and gradients exclude each other.
 
     `config` is the override of the forward: the backward may run in a thread that knows of none.
     """
-    return functools.partial(_apply, forward, AddBackwardPlans(config))
+    return functools.partial(_apply, forward, AddBackwardPlans(config, numerics))
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -52,7 +53,7 @@ class _AddRMSNorm(torch.autograd.Function):
             assert dsum is not None
             gradients: AddGradients = dsum, dsum.to(ctx.x_dtype), None
         elif needs_operations(dy) or (dsum is not None and needs_operations(dsum)):
-            gradients = add_backward_torch(dsum, dy, total, weight, ctx.eps)
+            gradients = add_backward_torch(dsum, dy, total, weight, ctx.eps, ctx.backwards.numerics)
         else:
             call = ctx.backwards.call(dsum, dy, total, weight, (wants_x or wants_residual, wants_dw))
             gradients = call(dsum, dy, total, weight, ctx.eps)

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import torch
 
 from kernels.allocation import packed
-from kernels.backward import MAX_PLANS, readable, rows_geometry
+from kernels.backward import MAX_PLANS, readable, remembered, rows_geometry
+from kernels.numerics import PLAIN, Numerics
 from kernels.plans import dtype_name
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
@@ -21,11 +22,12 @@ total is the sum, dsum the gradient that arrives there, or None. None where a gr
 
 
 class AddBackwardPlans:
-    """The backwards prepared so far for one kind of forward; `config` overrides the ladder."""
+    """The backwards prepared so far for sums of one shape and device, in one numerics mode; `config` overrides the ladder."""
 
-    __slots__ = ("_config", "_plans")
+    __slots__ = ("_config", "_plans", "numerics")
 
-    def __init__(self, config: Config | None) -> None:
+    def __init__(self, config: Config | None, numerics: Numerics) -> None:
+        self.numerics = numerics
         self._config = config
         self._plans: dict[Any, AddBackwardCall] = {}
 
@@ -41,9 +43,24 @@ class AddBackwardPlans:
         if call is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            call = prepare_add_backward(dy, total, weight, self._config, has_dsum=dsum is not None, wants_dx=wants[0], wants_dw=wants[1])
+            call = prepare_add_backward(
+                dy,
+                total,
+                weight,
+                self._config,
+                has_dsum=dsum is not None,
+                wants_dx=wants[0],
+                wants_dw=wants[1],
+                numerics=self.numerics,
+            )
             self._plans[key] = call
         return call
+
+
+def add_backward_plans(total: torch.Tensor, numerics: Numerics) -> AddBackwardPlans:
+    """The AddBackwardPlans of the operators, which know nothing of the forward that gave their sum."""
+    key = AddBackwardPlans, total.shape, total.get_device(), numerics
+    return remembered(key, lambda: AddBackwardPlans(None, numerics))
 
 
 def prepare_add_backward(
@@ -55,8 +72,11 @@ def prepare_add_backward(
     has_dsum: bool,
     wants_dx: bool,
     wants_dw: bool,
+    numerics: Numerics = PLAIN,
 ) -> AddBackwardCall:
     """Decide what computes the gradients of `add_rmsnorm` for tensors like these; `config` overrides the ladder.
+
+    A weight offset counts; a rounding within the forward counts as none.
 
     Of total and dy the same is read in place as `kernels.backward.prepare_backward` reads of x and dy; dsum where it is packed.
     """
@@ -73,10 +93,11 @@ def prepare_add_backward(
         wants_dx=wants_dx,
         wants_dw=wants_dw,
         adds=adds,
+        numerics=numerics,
     )
     launch = choice.launch
     if launch is None:
-        return add_backward_torch
+        return _packed_torch_backward(numerics)
     wants_dw = wants_dw and weight is not None
     copies_weight = weight is not None and (weight.stride(0) != 1 or weight.is_neg())
     new_dx = packed(total.shape, total.dtype, total.device) if wants_dx else None
@@ -100,8 +121,18 @@ def prepare_add_backward(
 
 
 def add_backward_torch(
-    dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, eps: float
+    dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, eps: float, numerics: Numerics
 ) -> AddGradients:
     """PyTorch's operations, differentiable once more."""
-    dx, dw = rmsnorm_backward_torch(dy, total, weight, eps, -1, dsum=dsum)
+    dx, dw = rmsnorm_backward_torch(dy, total, weight, eps, -1, numerics, dsum)
     return dx, dx.to(dy.dtype), dw
+
+
+def _packed_torch_backward(numerics: Numerics) -> AddBackwardCall:
+    def call(dsum: torch.Tensor | None, dy: torch.Tensor, total: torch.Tensor, weight: torch.Tensor | None, eps: float) -> AddGradients:
+        dx, daddend, dw = add_backward_torch(dsum, dy, total, weight, eps, numerics)
+        assert dx is not None
+        assert daddend is not None
+        return dx.contiguous(), daddend.contiguous(), dw
+
+    return call

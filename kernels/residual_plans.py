@@ -9,6 +9,7 @@ import torch
 
 from kernels.allocation import on_current_gpu
 from kernels.geometry import geometry_of
+from kernels.numerics import Numerics
 from kernels.overrides import active_override
 from kernels.plans import dtype_name, kernels_serve, needs_grad, of_a_subclass, requested_backend, why_no_kernel
 from kernels.reference import add_rmsnorm_torch
@@ -45,9 +46,10 @@ def prepare(
     residual_out: torch.Tensor | None,
     backend: str,
     batch_invariant: bool,
+    numerics: Numerics,
 ) -> AddPlan:
     """Check the arguments and decide what serves this kind of call."""
-    check_add_arguments(x, residual, weight, out, residual_out, backend)
+    check_add_arguments(x, residual, weight, out, residual_out, backend, numerics)
     backend = requested_backend(backend)
     given = " and ".join(name for name, tensor in (("out", out), ("residual_out", residual_out)) if tensor is not None)
     if given:
@@ -55,20 +57,20 @@ def prepare(
             raise InvalidInput(f"{given} given, but an input or result requires grad; drop {given} or call under torch.no_grad()")
         check_add_memory(x, residual, out, residual_out)
     if backend == "torch":
-        return _torch_plan("torch_requested")
+        return _torch_plan(numerics, "torch_requested")
     if x.numel() == 0:
         raise InvalidInput(f'x is empty, shape {tuple(x.shape)}; skip the call, or pass backend="torch"')
     if not kernels_serve(x, weight, backend, of_a_subclass(x=x, residual=residual, weight=weight) or why_no_kernel(residual)):
-        return _torch_plan("torch_requested")
-    plan = _triton_plan(x, residual, weight, out, residual_out, batch_invariant)
+        return _torch_plan(numerics, "torch_requested")
+    plan = _triton_plan(x, residual, weight, out, residual_out, batch_invariant, numerics)
     if not needs_grad(x, residual, weight) or plan.served_by == "torch":  # PyTorch's operations are differentiable already
         return plan
     from kernels.residual_autograd import differentiable
 
-    return AddPlan(differentiable(plan.call, active_override()), plan.served_by)
+    return AddPlan(differentiable(plan.call, active_override(), numerics), plan.served_by)
 
 
-def _torch_plan(served_by: str) -> AddPlan:
+def _torch_plan(numerics: Numerics, served_by: str) -> AddPlan:
     def call(
         out: torch.Tensor | None,
         residual_out: torch.Tensor | None,
@@ -77,7 +79,7 @@ def _torch_plan(served_by: str) -> AddPlan:
         weight: torch.Tensor | None,
         eps: float,
     ) -> Sums:
-        return into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps))
+        return into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps, numerics))
 
     return AddPlan(call, served_by)
 
@@ -89,6 +91,7 @@ def _triton_plan(
     out: torch.Tensor | None,
     residual_out: torch.Tensor | None,
     batch_invariant: bool,
+    numerics: Numerics,
 ) -> AddPlan:
     from kernels import dispatch
 
@@ -97,17 +100,18 @@ def _triton_plan(
     is_readable = geometry is not None and geometry.layout in LAYOUTS_OF[ADD_FORWARD]
     is_readable = is_readable and y_stride == x.stride() and sum_stride == residual.stride() and not (x.is_neg() or residual.is_neg())
     if geometry is None or not is_readable or (weight is not None and (weight.stride(0) != 1 or weight.is_neg())):
-        return _copying_plan(x, residual, weight, batch_invariant)
+        return _copying_plan(x, residual, weight, batch_invariant, numerics)
     choice = dispatch.choose_and_prepare_add(
         geometry,
         (dtype_name(residual.dtype), NO_WEIGHT if weight is None else dtype_name(weight.dtype), dtype_name(x.dtype)),
         x.get_device(),
         in_place=any(a is not None and overlap_offset(a, b) is not None for a, b in ((out, x), (residual_out, residual))),
         batch_invariant=batch_invariant,
+        numerics=numerics,
     )
     launch = choice.launch
     if launch is None:
-        return _torch_plan(choice.served_by)
+        return _torch_plan(numerics, choice.served_by)
     new_y, new_sum = _maker(x), _maker(residual)
     increment_version = torch.autograd.graph.increment_version
 
@@ -139,13 +143,16 @@ def _maker(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: allocate() if device_now() == device_index else torch.empty_like(tensor)
 
 
-def _copying_plan(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, batch_invariant: bool) -> AddPlan:
+def _copying_plan(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, batch_invariant: bool, numerics: Numerics
+) -> AddPlan:
     """For what the kernels don't read as it lies: packed copies, and results copied to where they were asked for."""
 
     def packed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.resolve_neg().contiguous()
 
-    inner = _triton_plan(packed(x), packed(residual), None if weight is None else packed(weight), None, None, batch_invariant)
+    packed_weight = None if weight is None else packed(weight)
+    inner = _triton_plan(packed(x), packed(residual), packed_weight, None, None, batch_invariant, numerics)
 
     def call(
         out: torch.Tensor | None,

@@ -76,9 +76,9 @@ def check_arguments(x: Any, weight: Any, axis: Any, out: Any, backend: Any, nume
     _check_result("out", out, "x", x)
 
 
-def check_add_arguments(x: Any, residual: Any, weight: Any, out: Any, residual_out: Any, backend: Any) -> None:
+def check_add_arguments(x: Any, residual: Any, weight: Any, out: Any, residual_out: Any, backend: Any, numerics: Numerics = PLAIN) -> None:
     """As `check_arguments`, of add_rmsnorm."""
-    check_arguments(x, weight, -1, out, backend)
+    check_arguments(x, weight, -1, out, backend, numerics)
     if not isinstance(residual, torch.Tensor):
         raise InvalidInput(f"residual is a {type(residual).__name__}; pass a torch.Tensor")
     if residual.layout != torch.strided:

@@ -1,20 +1,37 @@
-"""Numerics modes: bit for bit the roundings of Llama's and Gemma's norms, gradients with a weight offset, and what else a mode meets."""
+"""Numerics modes: bit for bit the roundings of Llama's and Gemma's norms, gradients with a weight offset, and what else a mode meets.
 
+Of `rmsnorm` and of `add_rmsnorm`.
+"""
+
+import functools
 import itertools
 
 import pytest
 import torch
 
 from gradient_oracle import assert_gradients
-from kernels import InvalidInput, rmsnorm
+from kernels import InvalidInput, add_rmsnorm, rmsnorm
+from kernels.add_launch import build_add_launcher
 from kernels.backward_launch import build_backward_launcher
 from kernels.device import INTERPRETER, current_device
 from kernels.geometry import Geometry, geometry_of
 from kernels.launch import build_launcher
 from kernels.numerics import CASTINGS, Numerics
 from kernels.variants import VARIANTS, candidates, cluster_row
-from oracle import BACKWARD_VARIANTS, DEVICE, DEVICE_INDEX, DTYPES, FORWARD_VARIANTS, INTERPRETED, dtype_names, random_weight, random_x
-from tuning_db.model import Config
+from oracle import (
+    BACKWARD_VARIANTS,
+    DEVICE,
+    DEVICE_INDEX,
+    DTYPES,
+    FORWARD_VARIANTS,
+    INTERPRETED,
+    SUM_BACKWARD_VARIANTS,
+    SUM_VARIANTS,
+    dtype_names,
+    random_weight,
+    random_x,
+)
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, Config
 
 MODES = {"plain": {}, "llama": {"casting": "llama"}, "gemma": {"casting": "gemma", "weight_offset": 1.0}, "half": {"weight_offset": -0.5}}
 ROUNDED = [
@@ -29,23 +46,35 @@ def _clusters_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_row, "ARCHES", (*cluster_row.ARCHES, INTERPRETER.arch))
 
 
-def by_formula(x: torch.Tensor, weight: torch.Tensor, weight_offset: float = 0.0, casting: str = "fp32", axis: int = -1) -> torch.Tensor:
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> None:
+    torch._dynamo.reset()
+
+
+def by_formula(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_offset: float = 0.0,
+    casting: str = "fp32",
+    axis: int = -1,
+    y_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """x / rms · (weight + offset) in PyTorch's operations, rounded as the mode says: the formulas of LlamaRMSNorm and GemmaRMSNorm."""
     rows = x.float().movedim(axis, -1)
     normalized = rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + 1e-6)
     if casting == "llama":
         normalized = normalized.to(x.dtype).float()
-    return (normalized * (weight_offset + weight.float())).to(x.dtype).movedim(-1, axis)
+    return (normalized * (weight_offset + weight.float())).to(y_dtype or x.dtype).movedim(-1, axis)
 
 
-def legal(variant: str, geometry: Geometry, dtypes: tuple[str, str, str]) -> list[Config]:
-    problem = geometry.problem(*dtypes, op=VARIANTS[variant].OPS[0])
+def legal(variant: str, geometry: Geometry, dtypes: tuple[str, str, str], op: str | None = None) -> list[Config]:
+    problem = geometry.problem(*dtypes, op=op or VARIANTS[variant].OPS[0])
     return [config for config in candidates(problem, current_device()) if config.variant == variant]
 
 
-def exact_x(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def exact_x(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     """Small integers: their squares add up without rounding in any order, so that all who divide by a power of two form one rstd."""
-    return torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(0)).to(dtype).to(DEVICE)
+    return torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
 
 
 @pytest.mark.parametrize("dtype", ROUNDED)
@@ -63,6 +92,27 @@ def test_kernels_round_where_they_should(variant, mode, dtype):
         config = legal(variant, geometry, dtypes)[at]
         build_launcher(config, geometry, dtypes, DEVICE_INDEX, numerics=numerics)(y, x, weight, 1e-6)
         assert torch.equal(y, by_formula(x, weight, axis=axis, **arguments)), f"{config}, weight {w_dtype}"
+
+
+PAIRS = {"fp16": (torch.float16,) * 2, "an fp32 stream": (torch.float16, torch.float32), "an fp16 stream": (torch.float32, torch.float16)}
+"""Dtypes of x and residual."""
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", SUM_VARIANTS)
+def test_kernels_of_sums_round_where_they_should(variant, mode, pair):
+    """Bit for bit the norm of the sum, whose dtype is the residual's, rounded to x's."""
+    shape = (3, 4096 if variant in ("split_row", "cluster_row") else 2048)
+    x, residual = (exact_x(shape, dtype, seed) for seed, dtype in enumerate(PAIRS[pair]))
+    arguments, weight = MODES[mode], random_weight(shape[1], torch.float16)
+    numerics = Numerics(arguments.get("weight_offset", 0.0), arguments.get("casting") == "llama")
+    y, total = torch.full_like(x, torch.nan), torch.full_like(residual, torch.nan)
+    geometry, dtypes = geometry_of(shape, residual.stride(), x.stride(), 1), dtype_names(residual, weight, x)
+    config = legal(variant, geometry, dtypes, ADD_FORWARD)[0]
+    build_add_launcher(config, geometry, dtypes, DEVICE_INDEX, numerics)(y, total, x, residual, weight, 1e-6)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(y, by_formula(total, weight, y_dtype=x.dtype, **arguments)), config
 
 
 def test_the_modes_differ():
@@ -135,6 +185,20 @@ def test_gradients_with_an_offset(variant, x_dtype):
         assert_gradients(dx, dw, dy, x, weight - 0.5, note=config)
 
 
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("variant", SUM_BACKWARD_VARIANTS)
+def test_gradients_of_sums_with_an_offset(variant, x_dtype):
+    cols = 2100 if variant == "backward_split_row" else 130
+    total, dy, dsum = (random_x((5, cols), x_dtype, seed=seed) for seed in range(3))
+    weight = (torch.arange(cols, device=DEVICE) % 128 / 128).to(x_dtype)
+    geometry, dtypes = geometry_of(total.shape, total.stride(), dy.stride(), 1), dtype_names(total, weight, dy)
+    dx, dw = torch.full_like(total, torch.nan), torch.full_like(weight, torch.nan)
+    config = legal(variant, geometry, dtypes, ADD_BACKWARD)[0]
+    launch = build_backward_launcher(config, geometry, dtypes, DEVICE_INDEX, adds=True, numerics=Numerics(-0.5, True))
+    launch(dx, dw, dy, total, weight, 1e-6, dsum, None)
+    assert_gradients(dx, dw, dy, total, weight - 0.5, note=config, dsum=dsum)
+
+
 @pytest.mark.parametrize("casting", CASTINGS)
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_autograd(backend, casting):
@@ -155,6 +219,31 @@ def test_autograd(backend, casting):
         assert ((got - want).abs() <= 4096 * 2.0**-24 * want.abs().amax(-1, keepdim=True)).all()
 
 
+@pytest.mark.parametrize("casting", CASTINGS)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_autograd_of_sums(backend, casting):
+    """As `test_autograd`; the sum is formed of integers, without rounding."""
+    x, residual = (exact_x((5, 40), torch.float32, seed).requires_grad_() for seed in (0, 1))
+    dy, dsum = (random_x((5, 40), torch.float32, seed=seed).requires_grad_() for seed in (2, 3))
+    weight = (torch.arange(40, device=DEVICE) / 64).requires_grad_()
+    y, total = add_rmsnorm(x, residual, weight, weight_offset=1.0, casting=casting, backend=backend)
+    inputs = x, residual, weight
+    for is_second in (False, True):
+        directions = (dy, dsum) if is_second else (dy.detach(), dsum.detach())
+        dx, dresidual, dw = torch.autograd.grad((y, total), inputs, directions, create_graph=is_second, retain_graph=True)
+        assert_gradients(dx, dw, dy, total, weight + 1, dsum=dsum)
+        assert torch.equal(dresidual, dx)
+
+    wide = [tensor.detach().double().requires_grad_() for tensor in (*inputs, dy, dsum)]
+    wide_total = wide[0] + wide[1]
+    rows = wide_total * torch.rsqrt(wide_total.square().mean(-1, keepdim=True) + 1e-6) * (wide[2] + 1)
+    wide_dx, wide_dw = torch.autograd.grad((rows, wide_total), (wide[0], wide[2]), wide[3:], create_graph=True)
+    second = torch.autograd.grad(dx[:2].sum() + dw.sum(), (*inputs, dy, dsum))
+    exact = torch.autograd.grad(wide_dx[:2].sum() + wide_dw.sum(), wide)
+    for got, want in zip(second, exact, strict=True):  # the bound of `test_autograd`
+        assert ((got - want).abs() <= 4096 * 2.0**-24 * want.abs().amax(-1, keepdim=True)).all()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_wraps_a_call(mode):
     """torch.compile, vmap, an axis, an `out` and a lazily copied input: all go by ways of their own, and round alike."""
@@ -172,6 +261,44 @@ def test_what_wraps_a_call(mode):
     assert torch.equal(rmsnorm(strided, weight, **arguments), want.expand(3, -1, -1, -1))
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_wraps_a_call_of_a_sum(mode, pair):
+    """As `test_what_wraps_a_call`, a second call by the shortcut, and PyTorch's own way."""
+    (x, residual), weight = (exact_x((4, 5, 64), dtype, seed) for seed, dtype in enumerate(PAIRS[pair])), random_weight(64, torch.float16)
+    arguments, total = MODES[mode], x + residual
+    total = total.to(residual.dtype)
+    want = by_formula(total, weight, y_dtype=x.dtype, **arguments)
+
+    def check(results, order=lambda tensor: tensor):
+        assert torch.equal(results[0], order(want))
+        assert torch.equal(results[1], order(total))
+
+    call = functools.partial(add_rmsnorm, weight=weight, **arguments)
+    for _ in range(2):
+        check(call(x, residual))
+    out, residual_out = torch.empty_like(x), torch.empty_like(residual)
+    check(call(x, residual, out=out, residual_out=residual_out))
+    for _ in range(2):
+        own_x, own_residual = x.clone(), residual.clone()
+        check(call(own_x, own_residual, out=own_x, residual_out=own_residual))
+    if mode != "plain":  # F.rms_norm adds in an order of its own
+        check(call(x, residual, backend="torch"))
+        check(torch.compile(call, fullgraph=True, backend="eager")(x, residual))
+        check(torch.func.vmap(call)(x, residual))
+    apart = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in (x, residual)]
+    check(call(*apart))
+
+
+def test_modes_of_one_sum_do_not_mix():
+    x, residual, weight = exact_x((5, 2048), torch.float16), exact_x((5, 2048), torch.float16, 1), random_weight(2048, torch.float16)
+    for _ in range(3):  # prepared, remembered, and found by the check of the tensors
+        results = {mode: add_rmsnorm(x, residual, weight, **arguments)[0] for mode, arguments in MODES.items()}
+    for mode, y in results.items():
+        assert torch.equal(y, by_formula(x + residual, weight, **MODES[mode])), mode
+
+
+@pytest.mark.parametrize("function", [rmsnorm, add_rmsnorm], ids=lambda function: function.__name__)
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -186,11 +313,15 @@ def test_what_wraps_a_call(mode):
     ],
     ids=str,
 )
-def test_bad_modes(arguments, words, compiles):
-    call = torch.compile(rmsnorm, backend="eager") if compiles else rmsnorm
+def test_bad_modes(arguments, words, compiles, function):
+    call = torch.compile(function, backend="eager") if compiles else function
+    tensors = {"x": torch.ones(2, 8, device=DEVICE), "weight": torch.ones(8, device=DEVICE)}
+    if function is add_rmsnorm:
+        tensors["residual"] = torch.ones(2, 8, device=DEVICE)
+    error = (InvalidInput, RuntimeError) if compiles else InvalidInput  # what an operator refuses, PyTorch says
     for _ in range(2):
-        with pytest.raises(InvalidInput, match=words):
-            call(**{"x": torch.ones(2, 8, device=DEVICE), "weight": torch.ones(8, device=DEVICE), **arguments})
+        with pytest.raises(error, match=words):
+            call(**{**tensors, **arguments})
 
 
 def test_a_tensor_as_offset():
