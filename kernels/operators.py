@@ -1,15 +1,7 @@
 """`rmsnorm` and its gradients as operators of PyTorch, for the graphs that torch.compile and torch.export make.
 
-Imported by the first call that is traced, and by who loads an exported program; eager calls never need it. Of the ways to register an
-operator the one that costs a graph least: a call of an empty body from Python, µs on a server's CPU under torch 2.13,
-
-    Library.define and Library.impl    1.8
-    … and register_autograd            5.0
-    torch.library.custom_op            7.2
-    torch.library.triton_op            8.3
-
-So the operators that a finished graph holds, `rmsnorm_forward`, `rmsnorm_backward` and `rmsnorm_out`, have kernels and no more. What
-is differentiable is `rmsnorm`, which consists of them, or of PyTorch's operations: it is taken apart when autograd is traced.
+A graph holds `rmsnorm_forward`, `rmsnorm_backward` and `rmsnorm_out`; `rmsnorm` consists of them. `kernels.operator_library` says why. Who
+loads an exported program imports this module, which brings the operators of `add_rmsnorm` along.
 """
 
 from __future__ import annotations
@@ -19,25 +11,15 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+import kernels.residual_operators  # noqa: F401 - registers the operators of add_rmsnorm
 from kernels import api, plans
 from kernels.backward import backward_plans, empty_dx
-from kernels.numerics import FP32, NO_OFFSET, Numerics
+from kernels.numerics import Numerics
+from kernels.operator_library import NUMERICS, mode_arguments, operators, register, register_composite
 from kernels.reference import rmsnorm_backward_torch, rmsnorm_torch
 from kernels.validation import check_arguments
 
 Weight: TypeAlias = "torch.Tensor | None"
-
-_library = torch.library.Library("tuned_rmsnorm", "DEF")
-_NUMERICS = "float weight_offset, bool round_normalized"  # the fields of Numerics
-_ARGUMENTS = f"Tensor x, Tensor? weight, float eps, int axis, {_NUMERICS}, bool batch_invariant, str backend"
-for _schema in (
-    f"rmsnorm({_ARGUMENTS}) -> Tensor",
-    f"rmsnorm_forward({_ARGUMENTS}) -> Tensor",
-    f"rmsnorm_out({_ARGUMENTS}, Tensor(a!) out) -> ()",
-    f"rmsnorm_backward(Tensor dy, Tensor x, Tensor? weight, float eps, int axis, {_NUMERICS}, bool wants_dx, bool wants_dw) -> Tensor[]",
-):
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-_operators = torch.ops.tuned_rmsnorm
 
 
 def traced(
@@ -55,8 +37,8 @@ def traced(
         check_arguments(x, weight, axis, out, backend, numerics)
         return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
     if out is None:
-        return _operators.rmsnorm.default(x, weight, eps, axis, *numerics, batch_invariant, backend)
-    _operators.rmsnorm_out.default(x, weight, eps, axis, *numerics, batch_invariant, backend, out)
+        return operators.rmsnorm.default(x, weight, eps, axis, *numerics, batch_invariant, backend)
+    operators.rmsnorm_out.default(x, weight, eps, axis, *numerics, batch_invariant, backend, out)
     return out
 
 
@@ -81,7 +63,7 @@ def _rmsnorm(
     if plans.needs_grad(x, weight):
         y: torch.Tensor = _Differentiable.apply(*arguments)
         return y
-    return _operators.rmsnorm_forward.default(*arguments)
+    return operators.rmsnorm_forward.default(*arguments)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -93,7 +75,7 @@ class _Differentiable(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.arguments = eps, axis, weight_offset, round_normalized
-        return _operators.rmsnorm_forward.default(x, weight, *ctx.arguments, *rest)
+        return operators.rmsnorm_forward.default(x, weight, *ctx.arguments, *rest)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -103,7 +85,7 @@ class _Differentiable(torch.autograd.Function):
             eps, axis, *numerics = ctx.arguments
             dx, dw = rmsnorm_backward_torch(dy, x, weight, eps, axis, Numerics(*numerics))
             return dx if wants_dx else None, dw if wants_dw else None, *(None for _ in others)
-        wanted = iter(_operators.rmsnorm_backward.default(dy, x, weight, *ctx.arguments, wants_dx, wants_dw))
+        wanted = iter(operators.rmsnorm_backward.default(dy, x, weight, *ctx.arguments, wants_dx, wants_dw))
         return next(wanted) if wants_dx else None, next(wanted) if wants_dw else None, *(None for _ in others)
 
 
@@ -127,8 +109,7 @@ def _forward(
         out=out,
         backend=backend,
         batch_invariant=batch_invariant,
-        weight_offset=weight_offset or NO_OFFSET,  # the default itself, by which a usual call is known
-        casting="llama" if round_normalized else FP32,
+        **mode_arguments(weight_offset, round_normalized),
     )
 
 
@@ -181,12 +162,9 @@ def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: Weight, eps: float
     return [empty_dx(x, axis), *dw] if wants_dx else dw
 
 
-_library.impl("rmsnorm", _rmsnorm, "CompositeImplicitAutograd")
-for _name, _implementation, _fake in (
-    ("rmsnorm_forward", _forward, _forward_fake),
-    ("rmsnorm_out", _out, _out_fake),
-    ("rmsnorm_backward", _backward, _backward_fake),
-):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _implementation, _key)
-    torch.library.register_fake(f"tuned_rmsnorm::{_name}", _fake, lib=_library)
+_ARGUMENTS = f"Tensor x, Tensor? weight, float eps, int axis, {NUMERICS}, bool batch_invariant, str backend"
+_OF_BACKWARD = f"Tensor dy, Tensor x, Tensor? weight, float eps, int axis, {NUMERICS}, bool wants_dx, bool wants_dw"
+register_composite(f"rmsnorm({_ARGUMENTS}) -> Tensor", _rmsnorm)
+register(f"rmsnorm_forward({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+register(f"rmsnorm_out({_ARGUMENTS}, Tensor(a!) out) -> ()", _out, _out_fake)
+register(f"rmsnorm_backward({_OF_BACKWARD}) -> Tensor[]", _backward, _backward_fake)

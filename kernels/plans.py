@@ -36,6 +36,13 @@ def into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     return y if out is None else out.copy_(y)
 
 
+def placed(y: torch.Tensor, out: torch.Tensor | None, strides: tuple[int, ...]) -> torch.Tensor:
+    """y copied into `out`, or where none is given at these strides, copied only if it has others."""
+    if out is None and y.stride() != strides:
+        out = torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device)
+    return into(out, y)
+
+
 def prepare(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -211,10 +218,7 @@ def _restriding(call: Call, strides: tuple[int, ...]) -> Call:
     """For a `call` that allocates a result at whatever strides: one more copy into `out`, or to these strides if it has others."""
 
     def restrided(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-        y = call(None, x, weight, eps)
-        if out is None and y.stride() != strides:
-            out = torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device)
-        return into(out, y)
+        return placed(call(None, x, weight, eps), out, strides)
 
     return restrided
 

@@ -55,8 +55,9 @@ def add_rmsnorm(
     `torch.empty_like` makes of x and residual) have the strides of x and residual; otherwise all are copied once.
 
     Returns:
-        y and new_residual; `out` and `residual_out` if given. Differentiable in x, residual and weight, by kernels that add the gradient
-        arriving at new_residual to that of the norm before they round; once more (create_graph=True) by PyTorch's operations.
+        y and new_residual, strides as `torch.empty_like` gives them for x and residual; `out` and `residual_out` if given. Differentiable
+        in x, residual and weight, by kernels that add the gradient arriving at new_residual to that of the norm before they round; once
+        more (create_graph=True) by PyTorch's operations.
 
     Raises:
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
@@ -66,9 +67,10 @@ def add_rmsnorm(
     numerics = PLAIN
     if casting is not FP32 or weight_offset is not NO_OFFSET:  # not the defaults themselves
         numerics = checked_numerics(weight_offset, casting)
-    if _is_dynamo_compiling():  # PyTorch's operations are what it traces
-        check_add_arguments(x, residual, weight, out, residual_out, backend, numerics)
-        return residual_plans.into(out, residual_out, add_rmsnorm_torch(x, residual, weight, eps, numerics))
+    if _is_dynamo_compiling():
+        from kernels.residual_operators import traced
+
+        return traced(x, residual, weight, eps, out, residual_out, backend, batch_invariant, numerics)
     usual = backend == "auto" and batch_invariant is False and active_override() is None and forward_ad._current_level < 0
     try:
         shortcuts = _plain_shortcuts if numerics is PLAIN else _shortcuts[numerics]
@@ -77,6 +79,10 @@ def add_rmsnorm(
         call = None
     if call is not None:
         return call(out, residual_out, x, residual, weight, eps)
+    if torch.compiler.is_compiling() and x.__class__ is not torch.Tensor:  # torch.export runs this code on fake tensors
+        from kernels.residual_operators import traced
+
+        return traced(x, residual, weight, eps, out, residual_out, backend, batch_invariant, numerics)
     if _transform() is not None or forward_ad._current_level >= 0:
         # Under a torch.func transform or forward-mode AD: PyTorch's operations know what to do.
         check_add_arguments(x, residual, weight, out, residual_out, backend, numerics)

@@ -11,7 +11,7 @@ from kernels.allocation import on_current_gpu
 from kernels.geometry import geometry_of
 from kernels.numerics import Numerics
 from kernels.overrides import active_override
-from kernels.plans import dtype_name, kernels_serve, needs_grad, of_a_subclass, requested_backend, why_no_kernel
+from kernels.plans import dtype_name, kernels_serve, needs_grad, of_a_subclass, placed, requested_backend, why_no_kernel
 from kernels.reference import add_rmsnorm_torch
 from kernels.validation import InvalidInput, check_add_arguments, check_add_memory, overlap_offset
 from tuning_db.model import ADD_FORWARD, LAYOUTS_OF, NO_WEIGHT
@@ -53,8 +53,7 @@ def prepare(
     backend = requested_backend(backend)
     given = " and ".join(name for name, tensor in (("out", out), ("residual_out", residual_out)) if tensor is not None)
     if given:
-        if needs_grad(x, residual, weight, out, residual_out):
-            raise InvalidInput(f"{given} given, but an input or result requires grad; drop {given} or call under torch.no_grad()")
+        check_results_need_no_grad(given, x, residual, weight, out, residual_out)
         check_add_memory(x, residual, out, residual_out)
     if backend == "torch":
         return _torch_plan(numerics, "torch_requested")
@@ -68,6 +67,12 @@ def prepare(
     from kernels.residual_autograd import differentiable
 
     return AddPlan(differentiable(plan.call, active_override(), numerics), plan.served_by)
+
+
+def check_results_need_no_grad(given: str, *tensors: torch.Tensor | None) -> None:
+    """Raise InvalidInput where a gradient would have to flow through results that are `given`; tensors are these and the inputs."""
+    if needs_grad(*tensors):
+        raise InvalidInput(f"{given} given, but an input or result requires grad; drop {given} or call under torch.no_grad()")
 
 
 def _torch_plan(numerics: Numerics, served_by: str) -> AddPlan:
@@ -111,7 +116,7 @@ def _triton_plan(
     )
     launch = choice.launch
     if launch is None:
-        return _torch_plan(numerics, choice.served_by)
+        return _restriding(_torch_plan(numerics, choice.served_by), x, residual)
     new_y, new_sum = _maker(x), _maker(residual)
     increment_version = torch.autograd.graph.increment_version
 
@@ -155,6 +160,24 @@ def _copying_plan(
     inner = _triton_plan(packed(x), packed(residual), packed_weight, None, None, batch_invariant, numerics)
 
     def call(
+        _: torch.Tensor | None,
+        __: torch.Tensor | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+    ) -> Sums:
+        weight = None if weight is None else packed(weight)
+        return inner.call(None, None, packed(x), packed(residual), weight, eps)
+
+    return _restriding(AddPlan(call, inner.served_by), x, residual)
+
+
+def _restriding(plan: AddPlan, x: torch.Tensor, residual: torch.Tensor) -> AddPlan:
+    """For a plan that allocates results at whatever strides: copied into those given, or to the strides that `torch.empty_like` gives."""
+    y_stride, sum_stride = torch.empty_like(x).stride(), torch.empty_like(residual).stride()
+
+    def call(
         out: torch.Tensor | None,
         residual_out: torch.Tensor | None,
         x: torch.Tensor,
@@ -162,7 +185,7 @@ def _copying_plan(
         weight: torch.Tensor | None,
         eps: float,
     ) -> Sums:
-        weight = None if weight is None else packed(weight)
-        return into(out, residual_out, inner.call(None, None, packed(x), packed(residual), weight, eps))
+        y, new_residual = plan.call(None, None, x, residual, weight, eps)
+        return placed(y, out, y_stride), placed(new_residual, residual_out, sum_stride)
 
-    return AddPlan(call, inner.served_by)
+    return AddPlan(call, plan.served_by)

@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBackend
 
 from gradient_oracle import assert_gradients
+from graphs import targets
 from kernels import RMSNorm, dispatch, override, rmsnorm, stats
 from oracle import DEVICE, DTYPES, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Config
@@ -35,12 +36,6 @@ def inputs(shape=(6, 64), x_dtype=torch.float32, w_dtype=torch.float32, axis=-1)
 
 def gradients(y, dy, *tensors):
     return torch.autograd.grad(y, [tensor for tensor in tensors if tensor is not None and tensor.requires_grad], dy)
-
-
-def targets(graphs) -> list[str]:
-    """What the graphs call, but for taking elements out of lists."""
-    called = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
-    return [name for name in called if "getitem" not in name]
 
 
 def assert_as_eager(function, x, weight, dy, backend="aot_eager"):
@@ -320,12 +315,14 @@ def test_export(strict):
 def test_eager_calls_register_nothing():
     source = """
     import os, sys, torch
-    from kernels import rmsnorm
+    from kernels import add_rmsnorm, rmsnorm
     x = torch.randn(4, 16, device="cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda", requires_grad=True)
     for _ in range(2):
         rmsnorm(x).sum().backward()
-    assert "kernels.operators" not in sys.modules
+        add_rmsnorm(x, x)[0].sum().backward()
+    assert not [name for name in sys.modules if name.startswith("kernels.") and "operator" in name]
     import kernels.operators
+    torch.ops.tuned_rmsnorm.rmsnorm, torch.ops.tuned_rmsnorm.add_rmsnorm
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
