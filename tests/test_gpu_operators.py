@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from gradient_oracle import assert_gradients
-from kernels import RMSNorm, dispatch, rmsnorm, stats
+from kernels import RMSNorm, add_rmsnorm, dispatch, rmsnorm, stats
 from oracle import DEVICE, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Config
 
@@ -35,7 +35,7 @@ def inputs(shape, seed=0, dtype=torch.bfloat16):
 def built(monkeypatch) -> list[Config]:
     """The configs of all launchers built in this test, forward and backward."""
     seen: list[Config] = []
-    for name in ("build_launcher", "build_backward_launcher"):
+    for name in ("build_launcher", "build_add_launcher", "build_backward_launcher"):
         real = getattr(dispatch, name)
         monkeypatch.setattr(dispatch, name, lambda config, *args, real=real, **kwargs: seen.append(config) or real(config, *args, **kwargs))
     return seen
@@ -60,6 +60,51 @@ def test_as_eager(shape, mode, built):
     for is_backward in (False, True):  # one config, prepared once for each kind of call: CUDA graphs may have more than one
         assert len({config for config in built if config.variant.startswith("backward") == is_backward}) == 1
     assert set(stats()) == {"heuristic"}
+
+
+@pytest.mark.parametrize("residual_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_as_eager(shape, mode, residual_dtype, built):
+    """The same of add_rmsnorm; in both runs the sum's own gradient joins that of the norm in one kernel."""
+    compiled = torch.compile(lambda *tensors: add_rmsnorm(*tensors), fullgraph=True, mode=mode)
+    for seed in range(4):
+        x, weight, dy = inputs(shape, seed)
+        residual = random_x(shape, residual_dtype, seed=seed + 50).requires_grad_()
+        dsum, tensors = torch.randn_like(residual), (x, residual, weight)
+        torch.compiler.cudagraph_mark_step_begin()
+        sums = compiled(*tensors)
+        found = [part.detach().clone() for part in (*sums, *torch.autograd.grad(sums, tensors, (dy, dsum)))]
+        want = add_rmsnorm(*tensors)
+        for got, expected in zip(found, (*want, *torch.autograd.grad(want, tensors, (dy, dsum))), strict=True):
+            assert torch.equal(got, expected)
+    for is_backward in (False, True):
+        assert len({config for config in built if config.variant.startswith("backward") == is_backward}) == 1
+    assert set(stats()) == {"heuristic"}
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_in_place(shape, mode):
+    """As a model serves: y into x, the sum into residual."""
+
+    def blocks(x, residual, weight):
+        for _ in range(3):
+            x, residual = add_rmsnorm(x, residual, weight, out=x, residual_out=residual)
+        return x, residual
+
+    compiled = torch.compile(blocks, fullgraph=True, mode=mode)
+    x, residual = random_x(shape, torch.bfloat16), random_x(shape, torch.bfloat16)
+    weight = random_weight(shape[-1], torch.bfloat16).clone()
+    with torch.no_grad():
+        for seed in range(4):
+            fresh = random_x(shape, torch.bfloat16, seed=seed), random_x(shape, torch.bfloat16, seed=seed + 50)
+            x.copy_(fresh[0])
+            residual.copy_(fresh[1])
+            torch.compiler.cudagraph_mark_step_begin()
+            compiled(x, residual, weight)
+            for got, want in zip((x, residual), blocks(*fresh, weight), strict=True):
+                assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -61,8 +61,7 @@ def test_the_graphs_hold_one_operator_each(pair, w_dtype):
     backend = AotEagerAndRecordGraphs()
     y, total = torch.compile(lambda *tensors: add_rmsnorm(*tensors), fullgraph=True, backend=backend)(x, residual, weight)
     assert_sum(total, x, residual)
-    if pair != (torch.float32, torch.float16):  # whose y is finer than what it is the norm of
-        assert_rmsnorm(y, total, weight)
+    assert_rmsnorm(y, total, weight)
     dy, dsum = torch.randn_like(y), torch.randn_like(total)
     dx, dresidual, *dw = torch.autograd.grad((y, total), [t for t in (x, residual, weight) if t is not None], (dy, dsum))
     assert_gradients(dresidual, dw[0] if dw else None, dy, total.detach(), weight, dsum=dsum, daddend=dx)
@@ -102,6 +101,14 @@ def test_two_gradients_of_one_input_do_not_share_memory():
     (y.sum() + total.sum()).backward()
     x.grad.zero_()
     assert residual.grad.abs().sum() > 0
+
+
+def test_a_sum_that_was_overwritten_is_noticed():
+    y, total = torch.compile(lambda *tensors: add_rmsnorm(*tensors), fullgraph=True, backend="aot_eager")(*inputs())
+    with torch.no_grad():
+        total.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 LAYOUTS = {
