@@ -288,7 +288,6 @@ BAD = {
     "axis is 3": {"axis": 3},
     "eps is -1.0": {"eps": -1.0},
     "backend is 'cuda'": {"backend": "cuda"},
-    "batch_invariant=True, but": {"axis": 0, "batch_invariant": True},
 }
 
 
