@@ -100,7 +100,7 @@ class AddShortcuts:
         if x.__class__ is not torch.Tensor or not (in_place or (out is None and residual_out is None)):
             return None
         tables = self._in_place if in_place else self._fresh
-        for check, call, x_bytes, residual_bytes in tables[torch.is_grad_enabled()][weight is None].get(x.shape, ()):
+        for check, call, x_bytes, residual_bytes in tables[is_grad_enabled()][weight is None].get(x.shape, ()):
             if check(x, residual) if weight is None else check(x, residual, weight):
                 apart = residual.data_ptr() - x.data_ptr() if in_place else x_bytes
                 return call if apart >= x_bytes or apart <= -residual_bytes else None
@@ -119,7 +119,7 @@ class AddShortcuts:
         in_place = out is x and residual_out is residual
         if x.__class__ is not torch.Tensor or not (in_place or (out is None and residual_out is None)):
             return
-        table = (self._in_place if in_place else self._fresh)[torch.is_grad_enabled()][weight is None]
+        table = (self._in_place if in_place else self._fresh)[is_grad_enabled()][weight is None]
         known = table.get(x.shape, ())
         if len(known) < MAX_KINDS and (known or len(table) < MAX_SHAPES):
             check = _check_of([x, residual, *([] if weight is None else [weight])])
