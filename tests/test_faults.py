@@ -215,6 +215,11 @@ FIRST_CALLS = """
     def call_all():
         return all(torch.equal(rmsnorm(x), rmsnorm_torch(x, None, 1e-6, -1)) for x in xs)
 
+    # Imports and PyTorch's own first calls take locks as well: they are over, and what a fork finds under way is the lookup alone.
+    assert call_all()
+    forget_plans()
+    lines.clear()
+
     def in_child(seconds=20):
         pid = os.fork()
         if pid == 0:

@@ -46,6 +46,8 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         return False
     if not registers_fit(tile, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
+    if itemsize(problem.x_dtype) > 2 and tile > MAX_WIDE_ELEMENTS * num_warps * device.warp_size:
+        return False
     tile_bytes = tile * element_bytes_read(problem)
     return (params["stages"] - 1) * tile_bytes * params["programs_per_sm"] <= device.shared_bytes
 
