@@ -34,6 +34,9 @@ IN_PLACE = False
 
 MAX_COLS = 2048
 
+MAX_WIDE_ELEMENTS = 16
+"""Of fp32 that a thread holds: twice as many spill a word on sm_100 (Triton 3.9)."""
+
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
     rows_per_program, num_warps = params["rows_per_program"], params["num_warps"]
