@@ -26,7 +26,7 @@ SLOWER = [
     "--arch",
     "sm_90",
     "--rows",
-    "1",
+    "1,64,4096",
     "--dtype",
     "bf16,fp16,fp32",
     "--cols",
@@ -34,7 +34,7 @@ SLOWER = [
     "--db",
     "t.sqlite",
 ]
-SLOWER_PROBLEMS = 18
+SLOWER_PROBLEMS = 54
 
 
 class Shop:
