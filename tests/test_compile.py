@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ARCHES = ("sm_90", "sm_80", "sm_100", "gfx942")
+ARCHES = ("sm_90", "sm_100", "gfx942")
 NAMES = (
     *("whole_row", "multi_row", "looped", "split_row", "cluster_row", "strided_axis"),
     *("backward_whole_row", "backward_multi_row", "backward_split_row"),

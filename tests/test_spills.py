@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = 12
+SAMPLE = 8
 WORD = 8
 """Bytes a thread that a neighbour's or the heuristic's config may spill: ptxas parks one word, stored once and loaded once, where that
 keeps a program within the registers of full occupancy (32 or 64 a thread; seen with Triton 3.9). A record of the very problem may not."""
