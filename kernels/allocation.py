@@ -17,14 +17,16 @@ def on_current_gpu(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dty
     return None if fast is None else functools.partial(fast, tuple(shape), strides, dtype)
 
 
-def packed(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Allocate:
-    """Allocates a contiguous tensor on a device."""
-
-    def ordinary() -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    quick = on_current_gpu(shape, torch.empty(shape, device="meta").stride(), dtype) if device.type == "cuda" else None
+def on_device(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Allocate:
+    """Allocates such a tensor on a device, whichever is current."""
+    ordinary = functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
+    quick = on_current_gpu(shape, strides, dtype) if device.type == "cuda" else None
     if quick is None:
         return ordinary
     device_now, index = torch._C._cuda_getDevice, device.index
     return lambda: quick() if device_now() == index else ordinary()
+
+
+def packed(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Allocate:
+    """Allocates a contiguous tensor on a device."""
+    return on_device(shape, torch.empty(shape, device="meta").stride(), dtype, device)

@@ -10,6 +10,7 @@ import torch
 from kernels.allocation import packed
 from kernels.geometry import Geometry, geometry_of
 from kernels.numerics import PLAIN, Numerics
+from kernels.plans import dtype_name
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
 
@@ -100,7 +101,7 @@ def prepare_backward(
     geometry = rows_geometry(x_ready(x), dy_ready(dy))
     choice = dispatch.choose_and_prepare_backward(
         geometry,
-        (_name(x.dtype), NO_WEIGHT if weight is None else _name(weight.dtype), _name(dy.dtype)),
+        (dtype_name(x.dtype), NO_WEIGHT if weight is None else dtype_name(weight.dtype), dtype_name(dy.dtype)),
         x.get_device(),
         config,
         wants_dx=wants_dx,
@@ -170,7 +171,3 @@ def rows_geometry(x: torch.Tensor, dy: torch.Tensor) -> Geometry:
     assert dy_row_stride is not None
     cols = x.shape[-1]
     return Geometry("contiguous", x.numel() // cols, cols, 0, 0, x_row_stride, 1, 0, dy_row_stride, 1)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

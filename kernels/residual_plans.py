@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from kernels.allocation import on_current_gpu
+from kernels.allocation import on_device
 from kernels.geometry import geometry_of
 from kernels.numerics import Numerics
 from kernels.overrides import active_override
@@ -117,7 +117,7 @@ def _triton_plan(
     launch = choice.launch
     if launch is None:
         return _restriding(_torch_plan(numerics, choice.served_by), x, residual)
-    new_y, new_sum = _maker(x), _maker(residual)
+    new_y, new_sum = (on_device(t.shape, t.stride(), t.dtype, t.device) for t in (x, residual))
     increment_version = torch.autograd.graph.increment_version
 
     def call(
@@ -128,8 +128,8 @@ def _triton_plan(
         weight: torch.Tensor | None,
         eps: float,
     ) -> Sums:
-        y = new_y(x) if out is None else out
-        new_residual = new_sum(residual) if residual_out is None else residual_out
+        y = new_y() if out is None else out
+        new_residual = new_sum() if residual_out is None else residual_out
         launch(y, new_residual, x, residual, weight, eps)
         for given in (out, residual_out):
             if given is not None and not given.is_inference():
@@ -137,15 +137,6 @@ def _triton_plan(
         return y, new_residual
 
     return AddPlan(call, choice.served_by)
-
-
-def _maker(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What makes a result like a tensor of this kind: as `torch.empty_like`, by the quicker way where there is one."""
-    allocate = on_current_gpu(tensor.shape, tensor.stride(), tensor.dtype) if tensor.device.type == "cuda" else None
-    if allocate is None:
-        return torch.empty_like
-    device_now, device_index = torch._C._cuda_getDevice, tensor.get_device()
-    return lambda tensor: allocate() if device_now() == device_index else torch.empty_like(tensor)
 
 
 def _copying_plan(
