@@ -162,7 +162,7 @@ def compare_ref(ref: str, suite: str, json_path: Path | None, markdown_path: Pat
 @click.option("--cols", type=click.IntRange(min=1), default=4096, show_default=True)
 @json_option
 def host(asked: tuple[str, ...], rows: int, cols: int, json_path: Path | None) -> None:
-    """Host time of one call, bf16 inputs without grad, nothing synchronised inside; also with shapes in turn."""
+    """Host time of one call, bf16, nothing synchronised inside: without grad, with shapes in turn, with grad, of the module."""
     device = gpu()
     from benchmarks import results, tables
     from benchmarks.host import host_times

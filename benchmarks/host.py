@@ -11,27 +11,29 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks.gpu_time import prepared
+from benchmarks.gpu_time import FOREIGN_ERRORS, prepared
+from benchmarks.other_ops import FUNCTIONS
 from benchmarks.providers import Launch, Provider, Refusal
+from benchmarks.results import IN_TURN, MODULE, ONE_SHAPE, OUT_GIVEN, WAYS_WITH_GRAD, WITH_BACKWARD, WITH_GRAD
+from kernels import RMSNorm
 from kernels.dispatch import device_of
-from tuner.cases import Case, Tensors
+from tuner.cases import EPS, Case, Tensors
 from tuner.verify import Verifier
-from tuning_db.model import Problem
+from tuning_db.model import Device, Problem
 
 CALLS = 500
 """Calls between two reads of the host's clock: below the depth of the launch queue, so that none waits for the GPU."""
 REPEATS = 15
 WARM_CALLS = 50
 
-ONE_SHAPE, OUT_GIVEN, IN_TURN = "one shape", "one shape, out given", "5 shapes in turn"
-WAYS = (ONE_SHAPE, OUT_GIVEN, IN_TURN)
+MODULES = {"tuned": RMSNorm, "eager": torch.nn.RMSNorm}
 SHAPES_IN_TURN = 5
 MOST_ROWS = 64
 """Of the shapes in turn: so few that the GPU keeps pace."""
 
 
 def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """µs of host time a call by provider and way, bf16 inputs without grad: medians of interleaved repeats; and why who was not timed."""
+    """µs of host time a call by provider and way, bf16: medians of interleaved repeats; and why who was not timed."""
     problem = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, cols)
     index = torch.cuda.current_device()
     case, device = Case(problem, torch.device("cuda", index)), device_of(index)
@@ -55,7 +57,31 @@ def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> tuple
             if provider.prepare_allocating:
                 into, _ = prepared(provider, case, device, verifier)
                 calls[name, OUT_GIVEN] = functools.partial(into, tensors[0])
-        return _timed(calls), missing
+    for name in providers:
+        if name in FUNCTIONS and name not in missing:
+            try:
+                calls |= {(name, way): call for way, call in _calls_with_grad(name, case, device, tensors[0]).items()}
+            except FOREIGN_ERRORS as error:
+                if not providers[name].foreign:
+                    raise
+                missing[f"{name} with gradients"] = f"refuses: {error}"
+    return _timed(calls), missing
+
+
+def _calls_with_grad(name: str, case: Case, device: Device, tensors: Tensors) -> dict[str, Callable[[], object]]:
+    """A provider's calls by way, each made once."""
+    assert tensors.weight is not None
+    x, weight = tensors.x.detach().requires_grad_(), tensors.weight.detach().requires_grad_()
+    function, dy = FUNCTIONS[name].norm(case, device), torch.ones_like(x)
+    calls: dict[str, Callable[[], object]] = {
+        WITH_GRAD: lambda: function(x, weight),
+        WITH_BACKWARD: lambda: torch.autograd.grad(function(x, weight), (x, weight), dy),
+    }
+    if name in MODULES:
+        calls[MODULE] = functools.partial(MODULES[name](case.problem.cols, EPS, device=x.device, dtype=x.dtype), x)
+    for call in calls.values():
+        call()
+    return calls
 
 
 def in_turn(launch: Launch, several: list[Tensors]) -> Callable[[], object]:
@@ -80,16 +106,18 @@ def _tensors(case: Case, rows: list[int]) -> list[Tensors]:
 
 def _timed(calls: Mapping[tuple[str, str], Callable[[], object]]) -> dict[str, dict[str, float]]:
     samples: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for call in calls.values():
-        for _ in range(WARM_CALLS):
-            call()
+    for (_, way), call in calls.items():
+        with torch.set_grad_enabled(way in WAYS_WITH_GRAD):
+            for _ in range(WARM_CALLS):
+                call()
     for _ in range(REPEATS):
         for key, call in calls.items():
             torch.cuda.synchronize()
-            start = time.perf_counter_ns()
-            for _ in range(CALLS):
-                call()
-            samples[key].append((time.perf_counter_ns() - start) / CALLS / 1e3)
+            with torch.set_grad_enabled(key[1] in WAYS_WITH_GRAD):
+                start = time.perf_counter_ns()
+                for _ in range(CALLS):
+                    call()
+                samples[key].append((time.perf_counter_ns() - start) / CALLS / 1e3)
     torch.cuda.synchronize()
     times: dict[str, dict[str, float]] = {}
     for (name, way), values in samples.items():

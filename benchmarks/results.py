@@ -81,6 +81,13 @@ class RunResult:
     cases: tuple[CaseResult, ...]
 
 
+ONE_SHAPE, OUT_GIVEN, IN_TURN = "one shape", "one shape, out given", "5 shapes in turn"
+WAYS = (ONE_SHAPE, OUT_GIVEN, IN_TURN)
+WITH_GRAD, WITH_BACKWARD, MODULE = "requires grad", "and its backward", "module"
+WAYS_WITH_GRAD = (WITH_GRAD, WITH_BACKWARD, MODULE)
+"""x and the weight require grad, and gradients are recorded."""
+
+
 @dataclass(frozen=True)
 class HostResult:
     """What `host` found: µs of host time a call, by provider, then by what is called how."""

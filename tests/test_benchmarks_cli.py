@@ -237,6 +237,9 @@ def test_host_and_first_call_write_what_report_reads(monkeypatch: pytest.MonkeyP
     assert "heuristic" not in asked
     assert "liger was not timed, refuses: no" in printed.stdout
     assert "9.80 / 0.71" in printed.stdout  # of eager's 13.9 µs
+    assert "10.10 / 0.72" in printed.stdout  # of its 14.1 µs with shapes in turn
+    assert "7.60 / 0.55" in printed.stdout  # eager is given no out: of its 13.9 µs
+    assert "15.10 / 0.89" in printed.stdout  # of torch's module
     assert isinstance(read_result(tmp_path / "h.json"), HostResult)
 
     states: list[tuple[str, str]] = []

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.first_call import PROBLEM, WAYS, run_child
+from benchmarks import first_call, results
+from benchmarks.first_call import PROBLEM, run_child
 from benchmarks.gpu_time import compare
-from benchmarks.host import IN_TURN, ONE_SHAPE, OUT_GIVEN, host_times
+from benchmarks.host import host_times
 from benchmarks.other_tree import OtherTree
 from benchmarks.paired import compare_versions, former
 from benchmarks.peers import PROVIDERS
-from benchmarks.results import Interval
+from benchmarks.results import IN_TURN, ONE_SHAPE, WAYS_WITH_GRAD, WITH_BACKWARD, WITH_GRAD, Interval
 from benchmarks.verdict import Verdict, change_between, verdict
 from kernels.device import describe
 from kernels.heuristic import heuristic_config
@@ -151,12 +152,13 @@ def test_the_present_code_and_the_present_code_tie() -> None:
 def test_host_times_of_ours_and_pytorch() -> None:
     times, missing = host_times({name: PROVIDERS[name] for name in ("tuned", "eager", "compile")}, 1, 4096)
     assert missing == {}
-    assert set(times["tuned"]) == {ONE_SHAPE, OUT_GIVEN, IN_TURN}
-    assert set(times["eager"]) == set(times["compile"]) == {ONE_SHAPE, IN_TURN}
+    assert set(times["tuned"]) == {*results.WAYS, *WAYS_WITH_GRAD}
+    assert set(times["eager"]) == {ONE_SHAPE, IN_TURN, *WAYS_WITH_GRAD}
+    assert set(times["compile"]) == {ONE_SHAPE, IN_TURN, WITH_GRAD, WITH_BACKWARD}
     assert all(value > 0 for ways in times.values() for value in ways.values())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", first_call.WAYS)
 def test_first_calls_run(way: str, tmp_path: Path) -> None:
     caches = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     assert 0 < run_child(way, {**caches, "PYTHONPATH": str(ROOT)}) < 300
