@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import torch
+from torch import is_grad_enabled
 from torch.autograd import forward_ad
 
 from kernels import backward, plans, residual
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
-from kernels.plans import MAX_PLANS, Plan
+from kernels.plans import MAX_PLANS, Call, Plan
 from kernels.reference import rmsnorm_torch
 from kernels.shortcuts import Shortcuts
 from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset
@@ -74,15 +75,23 @@ def rmsnorm(
         from kernels.operators import traced
 
         return traced(x, weight, eps, axis, out, backend, batch_invariant, numerics)
-    usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False
+    usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False and x.__class__ is torch.Tensor
     usual = usual and active_override() is None and forward_ad._current_level < 0
-    try:
+    call = None
+    if usual:
         shortcuts = _plain_shortcuts if numerics is PLAIN else _shortcuts[numerics]
-        call = shortcuts.find(x, weight, out) if usual else None
-    except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
-        call = None
-    if call is not None:
-        return call(out, x, weight, eps)
+        try:
+            if out is not None:
+                call = shortcuts.find_into(out, x, weight)
+            else:
+                for check, known, _, _ in shortcuts.fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
+                    if check(x) if weight is None else check(x, weight):
+                        call = known
+                        break
+        except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes: the checks say which
+            call = None
+        if call is not None:
+            return call(out, x, weight, eps)
     if torch.compiler.is_compiling() and x.__class__ is not torch.Tensor:  # torch.export runs this code on fake tensors
         from kernels.operators import traced
 
@@ -95,6 +104,23 @@ def rmsnorm(
     if usual and is_remembered:
         shortcuts.add(plan.call, x, weight, out)
     return plan.call(out, x, weight, eps)
+
+
+def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_offset: float, casting: str) -> Call | None:
+    """What serves `rmsnorm(x, weight, eps, weight_offset=…, casting=…)`, to be called as `known(None, x, weight, eps)`.
+
+    None where no such call was made before, under an override, under forward-mode AD, and for what is no plain tensor. Not for code that is traced.
+    """
+    if x.__class__ is not torch.Tensor or eps.__class__ is not float or not eps >= 0:
+        return None
+    if active_override() is not None or forward_ad._current_level >= 0:
+        return None
+    is_plain = casting is FP32 and weight_offset is NO_OFFSET
+    shortcuts = _plain_shortcuts if is_plain else _shortcuts[checked_numerics(weight_offset, casting)]
+    for check, call, _, _ in shortcuts.fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
+        if check(x) if weight is None else check(x, weight):
+            return call
+    return None
 
 
 def _plan(

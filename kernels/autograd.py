@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -22,31 +21,34 @@ def differentiable(forward: Call, axis: int, config: Config | None, numerics: Nu
 
     `config` is the override of the forward: the backward may run in a thread that knows of none.
     """
-    return functools.partial(_apply, forward, BackwardPlans(axis, config, numerics))
+    backwards = BackwardPlans(axis, config, numerics)
+    return lambda out, x, weight, eps: _apply((forward, backwards, eps), x, weight)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Saves x and weight, as they are and nothing else. A backward that is itself to be differentiated runs PyTorch's operations."""
+    """Saves x and weight, as they are and nothing else. A backward that is itself to be differentiated runs PyTorch's operations.
+
+    An argument, an attribute and a Python frame each cost a call 0.1 µs: what is no tensor comes and is kept as one.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, forward: Call, backwards: BackwardPlans, out: None, x: torch.Tensor, weight: torch.Tensor | None, eps: float
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.backwards = backwards
-        ctx.eps = eps
-        return forward(out, x, weight, eps)
+    def forward(ctx: Any, how: tuple[Call, BackwardPlans, float], x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        ctx.to_save = x, weight  # what save_for_backward does
+        ctx.how = how
+        forward, _, eps = how
+        return forward(None, x, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        _, _, _, wants_dx, wants_dw, _ = ctx.needs_input_grad
+        _, wants_dx, wants_dw = ctx.needs_input_grad
+        _, backwards, eps = ctx.how
         if needs_operations(dy):
-            call = torch_backward(ctx.backwards.axis, ctx.backwards.numerics)
+            call = torch_backward(backwards.axis, backwards.numerics)
         else:
-            call = ctx.backwards.call(dy, x, weight, (wants_dx, wants_dw))
-        dx, dw = call(dy, x, weight, ctx.eps)
-        return None, None, None, dx if wants_dx else None, dw if wants_dw else None, None
+            call = backwards.call(dy, x, weight, (wants_dx, wants_dw))
+        dx, dw = call(dy, x, weight, eps)
+        return None, dx if wants_dx else None, dw if wants_dw else None
 
 
 _apply = super(torch.autograd.Function, _RMSNorm).apply

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from kernels.api import rmsnorm
+from kernels.api import known_call, rmsnorm
 from kernels.device import interpreting
 from kernels.numerics import FP32, NO_OFFSET
 from kernels.validation import InvalidInput, checked_numerics
+
+FLOAT32_EPS, FLOAT64_EPS = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -55,16 +57,25 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (*, *normalized_shape) to the same. For another shape raises what torch.nn.RMSNorm raises."""
+        weight: torch.Tensor | None
+        try:
+            weight = self._parameters["weight"]  # what self.weight finds, in a third of the time
+        except KeyError:  # parametrized or sharded
+            weight = self.weight
+        eps = self.eps
+        if eps is None:
+            eps = FLOAT64_EPS if x.dtype == torch.float64 else FLOAT32_EPS
+        if not torch.compiler.is_dynamo_compiling():
+            call = known_call(x, weight, eps, self.weight_offset, self.casting)
+            if call is not None and (x.shape[-1],) == self.normalized_shape:
+                return call(None, x, weight, eps)
         dims = len(self.normalized_shape)
         if x.shape[-dims:] != self.normalized_shape:
             return super().forward(x)  # torch words the error
-        eps = self.eps
-        if eps is None:
-            eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
         backend = "auto" if (x.is_cuda or interpreting()) and x.numel() else "torch"
         if dims == 1:
-            return rmsnorm(x, self.weight, eps, backend=backend, weight_offset=self.weight_offset, casting=self.casting)
-        weight = None if self.weight is None else self.weight.flatten()
+            return rmsnorm(x, weight, eps, backend=backend, weight_offset=self.weight_offset, casting=self.casting)
+        weight = None if weight is None else weight.flatten()
         y = rmsnorm(x.flatten(-dims), weight, eps, backend=backend, weight_offset=self.weight_offset, casting=self.casting)
         return y.unflatten(-1, self.normalized_shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ def differentiable(forward: AddCall, config: Config | None, numerics: Numerics) 
 
     `config` is the override of the forward: the backward may run in a thread that knows of none.
     """
-    return functools.partial(_apply, forward, AddBackwardPlans(config, numerics))
+    backwards = AddBackwardPlans(config, numerics)
+    return lambda out, residual_out, x, residual, weight, eps: _apply((forward, backwards, eps, x.dtype), x, residual, weight)
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -28,38 +28,34 @@ class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        forward: AddCall,
-        backwards: AddBackwardPlans,
-        out: None,
-        residual_out: None,
+        how: tuple[AddCall, AddBackwardPlans, float, torch.dtype],
         x: torch.Tensor,
         residual: torch.Tensor,
         weight: torch.Tensor | None,
-        eps: float,
     ) -> Sums:
-        y, new_residual = forward(out, residual_out, x, residual, weight, eps)
-        ctx.save_for_backward(new_residual, weight)
+        forward, _, eps, _ = how
+        y, new_residual = forward(None, None, x, residual, weight, eps)
+        ctx.to_save = new_residual, weight  # what save_for_backward does
         ctx.set_materialize_grads(False)  # of a result that nobody used no zeros are made and added
-        ctx.backwards = backwards
-        ctx.x_dtype = x.dtype
-        ctx.eps = eps
+        ctx.how = how
         return y, new_residual
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None, dsum: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        _, _, _, _, wants_x, wants_residual, wants_dw, _ = ctx.needs_input_grad
+        _, wants_x, wants_residual, wants_dw = ctx.needs_input_grad
+        _, backwards, eps, x_dtype = ctx.how
         total, weight = ctx.saved_tensors
         if dy is None:
             assert dsum is not None
-            gradients: AddGradients = dsum, dsum.to(ctx.x_dtype), None
+            gradients: AddGradients = dsum, dsum.to(x_dtype), None
         elif needs_operations(dy) or (dsum is not None and needs_operations(dsum)):
-            gradients = add_backward_torch(dsum, dy, total, weight, ctx.eps, ctx.backwards.numerics)
+            gradients = add_backward_torch(dsum, dy, total, weight, eps, backwards.numerics)
         else:
-            call = ctx.backwards.call(dsum, dy, total, weight, (wants_x or wants_residual, wants_dw))
-            gradients = call(dsum, dy, total, weight, ctx.eps)
+            call = backwards.call(dsum, dy, total, weight, (wants_x or wants_residual, wants_dw))
+            gradients = call(dsum, dy, total, weight, eps)
         dresidual, dx, dw = gradients
         wanted = dx if wants_x else None, dresidual if wants_residual else None, dw if wants_dw else None
-        return None, None, None, None, *wanted, None
+        return None, *wanted
 
 
 _apply = super(torch.autograd.Function, _AddRMSNorm).apply

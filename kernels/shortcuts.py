@@ -35,17 +35,15 @@ class Shortcuts:
     """
 
     def __init__(self) -> None:
-        self._fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
+        self.fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
+        """Of calls without `out`, which `kernels.api` walks itself: a Python frame is 2 % of a call."""
         self._in_place: list[list[Table]] = [[{}, {}], [{}, {}]]
         self._into_out: list[list[Table]] = [[{}, {}], [{}, {}]]
 
-    def find(self, x: torch.Tensor, weight: torch.Tensor | None, out: torch.Tensor | None) -> Call | None:
+    def find_into(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> Call | None:
         """What was added for tensors of this kind, or None, as for an `out` that overlaps x without being x."""
-        if x.__class__ is not torch.Tensor:
-            return None
-        if out is None or out is x:
-            tables = self._fresh if out is None else self._in_place
-            for check, call, _, _ in tables[is_grad_enabled()][weight is None].get(x.shape, ()):
+        if out is x:
+            for check, call, _, _ in self._in_place[is_grad_enabled()][weight is None].get(x.shape, ()):
                 if check(x) if weight is None else check(x, weight):
                     return call
             return None
@@ -59,7 +57,7 @@ class Shortcuts:
         """Remember what serves these tensors, unless nothing can check them or too many of x's shape are known."""
         if x.__class__ is not torch.Tensor:
             return
-        tensors, tables, spans = [x], self._fresh if out is None else self._in_place, (0, 0)
+        tensors, tables, spans = [x], self.fresh if out is None else self._in_place, (0, 0)
         if out is not None and out is not x:
             if overlap_offset(x, out) is not None:
                 return
@@ -75,7 +73,7 @@ class Shortcuts:
 
     def clear(self) -> None:
         """Forget everything."""
-        for tables in (self._fresh, self._in_place, self._into_out):
+        for tables in (self.fresh, self._in_place, self._into_out):
             for table in (table for pair in tables for table in pair):
                 table.clear()
 
