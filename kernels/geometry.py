@@ -32,21 +32,18 @@ class Geometry:
         """The Problem of this call: rows and inner rows bucketed, strides forgotten."""
         return problem_of(self.layout, self.rows, self.cols, self.inner_rows, (x_dtype, w_dtype, y_dtype), op)
 
-    @property
-    def row_divisor(self) -> int:
-        """`divisor_of` inner_rows; 0 with one stride from row to row."""
-        return divisor_of(self.inner_rows) if self.inner_rows else 0
+    def arguments(self) -> dict[str, str | int]:
+        """The fields by name, and what kernels of rows with adjacent elements take instead of some of them.
 
-    @property
-    def x_skip(self) -> int:
-        """Elements between x's groups of inner_rows rows, beyond the stride of the next row: row r starts at
-        r * x_row_stride + (r // inner_rows) * x_skip. May be negative."""
-        return self.x_outer_stride - self.inner_rows * self.x_row_stride
-
-    @property
-    def y_skip(self) -> int:
-        """The same of y."""
-        return self.y_outer_stride - self.inner_rows * self.y_row_stride
+        Row r starts at r * row_stride + (r // inner_rows) * skip: `x_skip` and `y_skip` may be negative, and `row_divisor` is
+        `divisor_of` inner_rows, 0 with one stride from row to row.
+        """
+        return {
+            **vars(self),
+            "row_divisor": divisor_of(self.inner_rows) if self.inner_rows else 0,
+            "x_skip": self.x_outer_stride - self.inner_rows * self.x_row_stride,
+            "y_skip": self.y_outer_stride - self.inner_rows * self.y_row_stride,
+        }
 
 
 def divisor_of(count: int) -> int:

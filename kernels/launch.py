@@ -54,8 +54,7 @@ def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool, pdl: bool
     variant = VARIANTS[config.variant]
     heuristics = variant.kernel.fn
     known = {
-        **vars(geometry),
-        **{name: getattr(geometry, name) for name in ("row_divisor", "x_skip", "y_skip")},
+        **geometry.arguments(),
         **{name.upper(): value for name, value in config.params.items() if name not in OPTIONS},
         **{name.upper(): value for name, value in numerics._asdict().items()},
         "PTX": ptx,

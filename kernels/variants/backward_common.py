@@ -44,11 +44,11 @@ REGISTERS_PER_SM = 65536
 def registers_fit(elements: int, problem: Problem, num_warps: int, warp_size: int, programs_per_sm: int) -> bool:
     """Whether programs that hold so many elements each have the registers to run on an SM at once.
 
-    A thread has at most 255. It needs some 12, and 6 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
+    A thread has at most 255. It needs some 12, and 5.8 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
     with Triton 3.9 for sm_90 in `backward_whole_row`: 59 at 8 elements, 106 at 16, 197 at 32, in bf16 and fp32 alike. With a sum's
     gradient, and that or dy in fp32, it is 8: at 32 elements it spills, beside the other in 16 bits also 16 elements in 16 warps.
     """
-    an_element = 8 if problem.adds and max(itemsize(problem.x_dtype), itemsize(problem.y_dtype)) > 2 else 6
+    an_element = 8 if problem.adds and max(itemsize(problem.x_dtype), itemsize(problem.y_dtype)) > 2 else 5.8
     per_thread = 12 + an_element * (elements // (num_warps * warp_size))
     return per_thread <= min(255, REGISTERS_PER_SM // (num_warps * warp_size * programs_per_sm))
 
