@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,16 +26,26 @@ def compiled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def autotuned(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    from kernels.geometry import geometry_of
     from kernels.variants import whole_row
 
     y = torch.empty_like(x)
-    geometry = geometry_of(x.shape, x.stride(), y.stride(), 1)
-    values = {"y_ptr": y, "x_ptr": x, "w_ptr": weight, "eps": EPS, **vars(geometry)}
-    kernel = whole_row.kernel
-    positional = [values[name] for name in kernel.arg_names if not name.isupper()]  # pruning sees positional arguments alone
-    kernel[whole_row.grid](*positional, PTX=torch.version.hip is None)
+    positional, constexprs = autotune_arguments(y, x, weight)
+    whole_row.kernel[whole_row.grid](*positional, **constexprs)
     return y
+
+
+def autotune_arguments(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """What `whole_row`'s `triton.autotune` is called with: its pruning sees positional arguments alone, so all but the last, which are
+    None, and the constexprs."""
+    from kernels.geometry import geometry_of
+    from kernels.numerics import PLAIN
+    from kernels.variants import whole_row
+
+    geometry = geometry_of(x.shape, x.stride(), y.stride(), 1)
+    assert geometry is not None
+    values = {"y_ptr": y, "x_ptr": x, "w_ptr": weight, "eps": EPS, **geometry.arguments()}
+    numerics = {name.upper(): value for name, value in PLAIN._asdict().items()}
+    return [values[name] for name in whole_row.kernel.arg_names if name in values], {"PTX": torch.version.hip is None, **numerics}
 
 
 WAYS = {"tuned": tuned, "compile": compiled, "autotune": autotuned}

@@ -109,7 +109,7 @@ def rmsnorm(
 def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_offset: float, casting: str) -> Call | None:
     """What serves `rmsnorm(x, weight, eps, weight_offset=…, casting=…)`, to be called as `known(None, x, weight, eps)`.
 
-    None where no such call was made before, under an override, under forward-mode AD, and for what is no plain tensor. Not for code that is traced.
+    None where no such call was made before, under an override or forward-mode AD, and for what is no plain tensor. Not for traced code.
     """
     if x.__class__ is not torch.Tensor or eps.__class__ is not float or not eps >= 0:
         return None

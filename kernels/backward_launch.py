@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from kernels.device import INTERPRETER, describe, interpreting
+from kernels.device import INTERPRETER, describe, has_pdl, interpreting
 from kernels.geometry import Geometry
 from kernels.launch import Binary, binary_of, kernel_arguments
 from kernels.numerics import PLAIN, Numerics
@@ -41,10 +41,11 @@ def build_backward_launcher(
     """
     variant: Any = VARIANTS[config.variant]
     wants_dw = wants_dw and dtypes[1] != NO_WEIGHT
-    if sm_count is None:
-        sm_count = INTERPRETER.sm_count if interpreting() else describe(device_index).sm_count
-    arguments = kernel_arguments(config, geometry, ptx=not interpreting() and torch.version.hip is None, numerics=numerics)
-    sized = {**arguments, "sm_count": sm_count}
+    device = INTERPRETER if interpreting() else describe(device_index)
+    pdl = has_pdl(device.arch)
+    ptx = not interpreting() and torch.version.hip is None
+    arguments = kernel_arguments(config, geometry, ptx=ptx, pdl=pdl, numerics=numerics)
+    sized = {**arguments, "sm_count": device.sm_count if sm_count is None else sm_count}
     words = variant.workspace_words(sized) if hasattr(variant, "workspace_words") else 0
     unwanted = {name for name, wanted in (("dx_ptr", wants_dx), ("partials_ptr", wants_dw)) if not wanted}
     binary = binary_of(config, dtypes, arguments, aligned=True, adds=adds)
@@ -52,7 +53,7 @@ def build_backward_launcher(
     grid = variant.grid(sized)
     gradients = pointer_launcher(binary, grid, arguments, device_index, words=words, use=("backward", *grid))
     partial_rows = variant.partial_rows(sized) if wants_dw else 0
-    summing = column_sum.arguments_for(partial_rows, geometry.cols)
+    summing = column_sum.arguments_for(partial_rows, geometry.cols, pdl=pdl)
     column_sums = None
     if wants_dw:
         column_sums = pointer_launcher(column_sum_binary(summing, dtypes[1]), column_sum.grid(summing), summing, device_index)
@@ -82,6 +83,6 @@ def column_sum_binary(arguments: dict[str, Any], w_dtype: str) -> Binary:
         variant=COLUMN_SUM,
         pointers=(("dw_ptr", w_dtype), ("partials_ptr", "float32")),
         constexprs=tuple((name, value) for name, value in arguments.items() if name.isupper()),
-        options=(("num_warps", column_sum.NUM_WARPS),),
+        options=(("num_warps", column_sum.NUM_WARPS), *((("launch_pdl", True),) if arguments["PDL"] else ())),
         aligned=True,
     )

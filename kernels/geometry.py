@@ -32,6 +32,30 @@ class Geometry:
         """The Problem of this call: rows and inner rows bucketed, strides forgotten."""
         return problem_of(self.layout, self.rows, self.cols, self.inner_rows, (x_dtype, w_dtype, y_dtype), op)
 
+    def arguments(self) -> dict[str, str | int]:
+        """The fields by name, and what kernels of rows with adjacent elements take instead of some of them.
+
+        Row r starts at r * row_stride + (r // inner_rows) * skip: `x_skip` and `y_skip` may be negative, and `row_divisor` is
+        `divisor_of` inner_rows, 0 with one stride from row to row.
+        """
+        return {
+            **vars(self),
+            "row_divisor": divisor_of(self.inner_rows) if self.inner_rows else 0,
+            "x_skip": self.x_outer_stride - self.inner_rows * self.x_row_stride,
+            "y_skip": self.y_outer_stride - self.inner_rows * self.y_row_stride,
+        }
+
+
+def divisor_of(count: int) -> int:
+    """What a kernel divides row numbers below 2^31 by `count` with: a multiplication and a shift, a tenth of a division's time.
+
+    With b bits in count - 1 and the multiplier m = ⌈2^(31+b) / count⌉, which takes 32 bits, r // count is (r * m) >> (31 + b) for every
+    r < 2^31: Granlund & Montgomery, "Division by Invariant Integers using Multiplication", 1994, theorem 4.2. One 64-bit integer holds
+    both, the shift in its upper half. count is at least 1.
+    """
+    shift = 31 + (count - 1).bit_length()
+    return shift << 32 | -(-(1 << shift) // count)
+
 
 def problem_of(layout: str, rows: int, cols: int, inner_rows: int, dtypes: tuple[str, str, str], op: str = FORWARD) -> Problem:
     """The one place that makes a Problem of a call's numbers. dtypes are those of x, w (or `none`) and y (or dy)."""

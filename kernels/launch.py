@@ -49,15 +49,16 @@ class Binary:
     """Whether every pointer is a multiple of 16 bytes, so that loads may be 16 bytes wide."""
 
 
-def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool, numerics: Numerics = PLAIN) -> dict[str, Any]:
+def kernel_arguments(config: Config, geometry: Geometry, *, ptx: bool, pdl: bool = False, numerics: Numerics = PLAIN) -> dict[str, Any]:
     """Every argument of the variant's kernel but pointers and eps, by name: the geometry's numbers, the params, what follows from both."""
     variant = VARIANTS[config.variant]
     heuristics = variant.kernel.fn
     known = {
-        **vars(geometry),
+        **geometry.arguments(),
         **{name.upper(): value for name, value in config.params.items() if name not in OPTIONS},
         **{name.upper(): value for name, value in numerics._asdict().items()},
         "PTX": ptx,
+        "PDL": pdl,
         "max_polls": 0 if interpreting() else split_row.MAX_POLLS,
     }
     arguments = {name: known[name] for name in heuristics.fn.arg_names if name in known}

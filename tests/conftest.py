@@ -16,6 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-binary", action="store_true", help="compile every binary that can be reached, not a sample (half an hour)")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """For `pytest -n auto`: on a GPU one, since tests that read the clock must have it to themselves."""
+    return 1 if HAS_GPU else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_GPU:
         return

@@ -1,8 +1,11 @@
 """The spaces as `triton.autotune` sees them: what it prunes for a call is what the tuner and the dispatcher call illegal."""
 
+import inspect
+
 import pytest
 import torch
 
+from benchmarks.first_call_child import autotune_arguments
 from kernels.device import INTERPRETER, current_device, interpreting
 from kernels.geometry import geometry_of
 from kernels.variants import VARIANTS, candidates, cluster_row, jit_function
@@ -33,11 +36,22 @@ def test_autotune_keeps_the_legal_configs(name, op, weighted, monkeypatch):
     weight = torch.empty(shape[axis], device=DEVICE) if weighted else None
     geometry = geometry_of(x.shape, x.stride(), x.stride(), axis)
     kernel = VARIANTS[name].kernel
-    arguments = {"y_ptr": x, "dx_ptr": x, "dy_ptr": x, "x_ptr": x, "w_ptr": weight, **vars(geometry)}
+    arguments = {"y_ptr": x, "dx_ptr": x, "dy_ptr": x, "x_ptr": x, "w_ptr": weight, **geometry.arguments()}
     if op in (ADD_FORWARD, ADD_BACKWARD):
         arguments |= {"addend_ptr": x, "sum_ptr": x, "dsum_ptr": x}
     arguments = {argument: value for argument, value in arguments.items() if argument in jit_function(name).arg_names}
     kept = {Config.of(name, **config_params(config)) for config in kernel.early_config_prune(kernel.configs, arguments)}
     legal = candidates(geometry.problem(*dtype_names(x, weight, x), op=op), current_device())
     assert kept == {config for config in legal if config.variant == name}
+    assert 0 < len(kept) < len(kernel.configs)
+
+
+def test_the_first_call_that_autotunes_has_every_argument():
+    x = torch.empty((64, 4096), dtype=torch.bfloat16, device=DEVICE)
+    kernel, function = VARIANTS["whole_row"].kernel, jit_function("whole_row")
+    positional, constexprs = autotune_arguments(x, x, x[0])
+    known = {*function.arg_names[: len(positional)], *constexprs, *kernel.fn.values, *kernel.configs[0].kwargs}
+    parameters = inspect.signature(function.fn).parameters.values()
+    assert known == {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    kept = kernel.early_config_prune(kernel.configs, dict(zip(function.arg_names, positional, strict=False)))
     assert 0 < len(kept) < len(kernel.configs)

@@ -78,6 +78,7 @@ def spilled_bytes(compiled: Any) -> int:
 def compile_arch(arch: str) -> dict[str, Any]:
     """What test functions below assert, as plain data."""
     from kernels.backward_launch import column_sum_binary
+    from kernels.device import has_pdl
     from kernels.geometry import geometry_of_problem
     from kernels.heuristic import heuristic_config
     from kernels.launch import binary_of, compile_binary, kernel_arguments
@@ -95,7 +96,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
 
     def binary_for(config: Any, problem: Any, geometry: Any = None, aligned: bool = True, numerics: Any = PLAIN) -> Any:
         geometry = geometry or geometry_of_problem(problem)
-        arguments = kernel_arguments(config, geometry, ptx=target.backend == "cuda", numerics=numerics)
+        arguments = kernel_arguments(config, geometry, ptx=target.backend == "cuda", pdl=has_pdl(arch), numerics=numerics)
         return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=aligned, adds=problem.adds)
 
     configs: dict[str, str] = {}
@@ -135,7 +136,7 @@ def compile_arch(arch: str) -> dict[str, Any]:
         if amount:
             spilling[f"{config}, {problem}"] = amount
     for cols in (1, 256, 131_072):
-        sums = compiled(column_sum_binary(column_sum.arguments_for(128, cols), "bfloat16"))
+        sums = compiled(column_sum_binary(column_sum.arguments_for(128, cols, pdl=has_pdl(arch)), "bfloat16"))
         if spilled_bytes(sums):
             spilling[f"column_sum, {cols} columns"] = spilled_bytes(sums)
     answer = {"configs": configs, "spilling": spilling}

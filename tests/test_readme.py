@@ -71,7 +71,7 @@ def test_files_exist(name):
 def test_the_two_commands_stand_on_the_first_screen():
     first_screen = "\n".join(TEXTS["README.md"].splitlines()[:45])
     assert "python -m pip install -e . && python -m tuner sweep" in first_screen
-    assert 'python -m pip install -e ".[test]" && pytest' in first_screen
+    assert 'python -m pip install -e ".[test]" && pytest -n auto' in first_screen
 
 
 def test_exit_codes_and_suites_are_documented():

@@ -45,7 +45,7 @@ def test_what_is_no_change(hash_of, old, new):
     ("old", "new"),
     [
         ("polls -= 1", "polls -= 2"),
-        ("(mark << 32) | bits", "(mark << 32) + bits"),
+        ("publish(row_slots_ptr + part, mark, partial)", "publish(row_slots_ptr, mark, partial)"),
         ("eps: tl.float32", "eps: tl.float64"),
         ("        polls -= 1\n", "    polls -= 1\n"),
     ],

@@ -31,10 +31,10 @@ def trapping_kernel(
     eps: tl.float32,
     rows: tl.int64,
     cols: tl.int32,
-    inner_rows: tl.int64,
-    x_outer_stride: tl.int64,
+    row_divisor: tl.int64,
+    x_skip: tl.int64,
     x_row_stride: tl.int64,
-    y_outer_stride: tl.int64,
+    y_skip: tl.int64,
     y_row_stride: tl.int64,
     FAR: tl.constexpr,
 ):

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
+from kernels.device import has_pdl
 from kernels.geometry import geometry_of_problem
 from kernels.launch import Binary, binary_of, compile_binary, kernel_arguments
 from tuner.failure import Failure
@@ -124,7 +125,9 @@ def usable_cores() -> int:
 
 def binary_for(problem: Problem, config: Config, target: GPUTarget) -> Binary:
     """The Binary that runs `config` on `problem` on a target, with aligned pointers as an allocator gives them."""
-    arguments = kernel_arguments(config, geometry_of_problem(problem), ptx=target.backend == "cuda")
+    ptx = target.backend == "cuda"
+    pdl = ptx and has_pdl(f"sm_{target.arch}")
+    arguments = kernel_arguments(config, geometry_of_problem(problem), ptx=ptx, pdl=pdl)
     return binary_of(config, (problem.x_dtype, problem.w_dtype, problem.y_dtype), arguments, aligned=True, adds=problem.adds)
 
 

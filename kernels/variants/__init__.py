@@ -34,6 +34,7 @@ from kernels.variants import (
     cluster_row,
     column_sum,
     common,
+    exchange,
     looped,
     multi_row,
     split_row,
@@ -96,8 +97,12 @@ def candidates(problem: Problem, device: Device) -> list[Config]:
 
 @functools.cache
 def source_hash(variant: str) -> str:
-    """Hash of the variant's Triton functions and the shared ones; comments, docstrings, line numbers and the space don't count."""
-    shared = (common, backward_common) if BACKWARD in VARIANTS[variant].OPS else (common,)
+    """Hash of the Triton functions that the variant's launches run; comments, docstrings, line numbers and the space don't count."""
+    shared = [common]
+    if BACKWARD in VARIANTS[variant].OPS:
+        shared += [backward_common, column_sum]
+    if hasattr(VARIANTS[variant], "workspace_words"):
+        shared.append(exchange)
     functions = [text for module in (*shared, VARIANTS[variant]) for text in _jit_functions(module)]
     return hashlib.sha256("\n".join(functions).encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ sum costs no memory traffic, while keeping rstd would cost the forward a store a
 
 dw needs all rows of a column. A program keeps its part of dw in fp32 registers while it walks rows (every `programs`-th), and stores it
 as one partial row at its end; `column_sum` adds those up. Nothing depends on who comes when: the bits are the same in every run.
+With PDL (NVIDIA's programmatic dependent launch, see `kernels.device.has_pdl`) its programs start as soon as all of this launch run.
 """
 
 from __future__ import annotations
@@ -43,30 +44,13 @@ REGISTERS_PER_SM = 65536
 def registers_fit(elements: int, problem: Problem, num_warps: int, warp_size: int, programs_per_sm: int) -> bool:
     """Whether programs that hold so many elements each have the registers to run on an SM at once.
 
-    A thread has at most 255. It needs some 12, and 6 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
+    A thread has at most 255. It needs some 12, and 5.8 an element: dw and w in fp32, x and dy packed and, at the worst point, in fp32. Seen
     with Triton 3.9 for sm_90 in `backward_whole_row`: 59 at 8 elements, 106 at 16, 197 at 32, in bf16 and fp32 alike. With a sum's
     gradient, and that or dy in fp32, it is 8: at 32 elements it spills, beside the other in 16 bits also 16 elements in 16 warps.
     """
-    an_element = 8 if problem.adds and max(itemsize(problem.x_dtype), itemsize(problem.y_dtype)) > 2 else 6
+    an_element = 8 if problem.adds and max(itemsize(problem.x_dtype), itemsize(problem.y_dtype)) > 2 else 5.8
     per_thread = 12 + an_element * (elements // (num_warps * warp_size))
     return per_thread <= min(255, REGISTERS_PER_SM // (num_warps * warp_size * programs_per_sm))
-
-
-@triton.jit
-def add_pairs(a, b, other_a, other_b):
-    return a + other_a, b + other_b
-
-
-@triton.jit
-def both_sums(a, b, AXIS: tl.constexpr, KEEP_DIMS: tl.constexpr, PTX: tl.constexpr):
-    """The sums of a and of b along an axis, with the barriers of one reduction (H100: 1 to 5 % of a backward).
-
-    Of two where a reduction of pairs costs more than that, as in Triton's interpreter: a Python loop over all elements.
-    """
-    if PTX:
-        return tl.reduce((a, b), AXIS, add_pairs, keep_dims=KEEP_DIMS)
-    else:
-        return tl.sum(a, AXIS, keep_dims=KEEP_DIMS), tl.sum(b, AXIS, keep_dims=KEEP_DIMS)
 
 
 @triton.jit

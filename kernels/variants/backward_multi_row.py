@@ -11,12 +11,12 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
-    both_sums,
     element_bytes_read,
     input_gradient,
     problem_of_call,
@@ -24,7 +24,7 @@ from kernels.variants.backward_common import (
     walkers,
     weighted,
 )
-from kernels.variants.common import elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs, row_block
+from kernels.variants.common import both_sums, elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs, row_block
 from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
 OPS = (BACKWARD, ADD_BACKWARD)
@@ -85,6 +85,7 @@ def backward_multi_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    PDL: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     ROWS_PER_PROGRAM: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
@@ -95,6 +96,8 @@ def backward_multi_row_kernel(
     dsum_ptr=None,
     daddend_ptr=None,
 ):
+    if PDL and partials_ptr is not None:
+        gdc_launch_dependents()
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK_COLS)[None, :]
     col_mask = col < cols // ALIGN * ALIGN

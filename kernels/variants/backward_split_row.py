@@ -1,7 +1,7 @@
 """Backward of wide rows: each program owns a chunk of columns, with its part of dw in registers, and walks rows in step with the others.
 
 The programs of a group own the chunks of the same rows. For each row a program publishes the sums of x² and g · x over its chunk and
-waits for those of the others, by `split_row`'s exchange: a sum and a mark in one 64-bit word, so that whoever sees the mark has the sum.
+waits for those of the others, by the same exchange as `split_row`.
 All rows of a launch carry one mark, one more than the program's own slot of its first row held: a workspace serves one number of groups
 alone, so that every launch writes this slot, and no other slot of the group can be ahead of it. The wait is bounded, as in `split_row`:
 whoever waits in vain forms the sums itself, with the same bits. dx must not overwrite x or dy, which others may still have to read.
@@ -21,18 +21,19 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from kernels.variants.backward_common import (
     INTEGERS,
     REGISTERS_PER_SM,
     align_elements,
-    both_sums,
     input_gradient,
     problem_of_call,
     walkers,
     weighted,
 )
-from kernels.variants.common import elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs
+from kernels.variants.common import both_sums, elements_per_thread_fit, keep_packed, next_power_of_2, prune_configs
+from kernels.variants.exchange import find, publish
 from tuning_db.model import ADD_BACKWARD, BACKWARD, NO_WEIGHT, Device, Problem, itemsize
 
 OPS = (BACKWARD, ADD_BACKWARD)
@@ -99,12 +100,6 @@ def chunk_sums(x, dy, w, PTX: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_OFF
 
 
 @triton.jit
-def publish(slot_ptr, mark, value):
-    bits = value.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    tl.atomic_xchg(slot_ptr, (mark << 32) | bits, sem="relaxed")
-
-
-@triton.jit
 def add_triples(a, b, c, other_a, other_b, other_c):
     return a + other_a, b + other_b, c + other_c
 
@@ -124,10 +119,8 @@ def add_up(is_here, values, SLOTS: tl.constexpr, PTX: tl.constexpr):
 @triton.jit
 def look(slots_ptr, words, mark, SLOTS: tl.constexpr, PTX: tl.constexpr):
     """How many of a row's words carry the mark, and the sums of x² and g · x that they hold."""
-    index = tl.arange(0, SLOTS)
-    found = tl.load(slots_ptr + index, mask=index < words, other=0, volatile=True)
-    is_here = (index < words) & (((found >> 32) & 0xFFFFFFFF) == mark)
-    return add_up(is_here, found.to(tl.int32).to(tl.float32, bitcast=True), SLOTS, PTX)
+    is_here, values = find(slots_ptr, words, mark, SLOTS)
+    return add_up(is_here, values, SLOTS, PTX)
 
 
 @triton.autotune(
@@ -165,6 +158,7 @@ def backward_split_row_kernel(
     y_row_stride: tl.int64,
     max_polls: tl.int32,
     PTX: tl.constexpr,
+    PDL: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
@@ -175,6 +169,8 @@ def backward_split_row_kernel(
     dsum_ptr=None,
     daddend_ptr=None,
 ):
+    if PDL and partials_ptr is not None:
+        gdc_launch_dependents()
     part, group = tl.program_id(0), tl.program_id(1)  # the parts of a row are neighbours in launch order
     split, groups = tl.num_programs(0), tl.num_programs(1)
     words = 2 * split

@@ -3,6 +3,9 @@
 Bytes: x and dy in, dx out, and 4 · cols a program for dw's partial rows (2 % of the rest at 4096 rows, bf16, one program an SM of 132).
 The loop is pipelined: the next rows travel to shared memory while this one is summed, which hides the two reductions and their barriers;
 with one program an SM that takes STAGES rows of x and dy in shared memory.
+
+A row is held in equal pieces of a power of two columns each, so that little is masked: 5120 columns are five of 1024, not 8192 with three
+eighths in vain.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from kernels.variants.backward_common import (
     INTEGERS,
     MAX_ROWS,
     align_elements,
-    both_sums,
     element_bytes_read,
     input_gradient,
     problem_of_call,
@@ -25,7 +28,7 @@ from kernels.variants.backward_common import (
     walkers,
     weighted,
 )
-from kernels.variants.common import elements_per_thread_fit, keep_packed, prune_configs, row_block
+from kernels.variants.common import both_sums, elements_per_thread_fit, keep_packed, load_piece, prune_configs, row_block, store_piece
 from tuning_db.model import ADD_BACKWARD, BACKWARD, Device, Problem, itemsize
 
 OPS = (BACKWARD, ADD_BACKWARD)
@@ -34,17 +37,33 @@ LAYOUTS = ("contiguous",)
 IN_PLACE = False
 
 
+THREAD_COLS = 4
+"""The least that a thread holds of a piece: 8 bytes of 16-bit data in one load."""
+
+
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
     num_warps = params["num_warps"]
     if problem.layout not in LAYOUTS or problem.rows > MAX_ROWS:
         return False
-    block = row_block(problem.cols)
+    block = pieces(problem.cols, num_warps) * piece_cols(problem.cols, num_warps)
     if not elements_per_thread_fit(block, itemsize(problem.x_dtype), num_warps, device.warp_size):
         return False
     if not registers_fit(block, problem, num_warps, device.warp_size, params["programs_per_sm"]):
         return False
     row_bytes = block * element_bytes_read(problem)
     return (params["stages"] - 1) * row_bytes * params["programs_per_sm"] <= device.shared_bytes
+
+
+def piece_cols(cols: int, num_warps: int) -> int:
+    """Columns of a piece: of the powers of two that give every thread THREAD_COLS, the largest with the fewest columns in all pieces."""
+    sizes = [row_block(cols)]
+    while sizes[-1] // 2 >= num_warps * 32 * THREAD_COLS:
+        sizes.append(sizes[-1] // 2)
+    return min(sizes, key=lambda size: (-(-cols // size) * size, -size))
+
+
+def pieces(cols: int, num_warps: int) -> int:
+    return -(-cols // piece_cols(cols, num_warps))
 
 
 @triton.autotune(
@@ -59,8 +78,9 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
 )
 @triton.heuristics(
     {
-        "BLOCK_COLS": lambda args: row_block(args["cols"]),
-        "EXACT": lambda args: row_block(args["cols"]) == args["cols"],
+        "PIECE_COLS": lambda args: piece_cols(args["cols"], args["num_warps"]),
+        "PIECES": lambda args: pieces(args["cols"], args["num_warps"]),
+        "FULL_PIECES": lambda args: args["cols"] // args["PIECE_COLS"],
         "ALIGN": align_elements,
     }
 )
@@ -77,49 +97,69 @@ def backward_whole_row_kernel(
     x_row_stride: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
+    PDL: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
     STAGES: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    EXACT: tl.constexpr,
+    PIECE_COLS: tl.constexpr,
+    PIECES: tl.constexpr,
+    FULL_PIECES: tl.constexpr,
     ALIGN: tl.constexpr,
     dsum_ptr=None,
     daddend_ptr=None,
 ):
+    if PDL and partials_ptr is not None:
+        gdc_launch_dependents()
     program = tl.program_id(0)
-    col = tl.arange(0, BLOCK_COLS)
-    mask = None if EXACT else col < cols // ALIGN * ALIGN
-    other = None if EXACT else 0.0
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
     x_stride, dy_stride = x_row_stride // ALIGN * ALIGN, y_row_stride // ALIGN * ALIGN  # as in row_start
-    dx_stride = (cols // ALIGN * ALIGN).to(tl.int64)
+    end = cols // ALIGN * ALIGN
+    dx_stride = end.to(tl.int64)
     inverse_cols = 1.0 / cols
-    w = col
-    if HAS_WEIGHT:
-        w = tl.load(w_ptr + col, mask=mask, other=other)
-    dw = tl.zeros([BLOCK_COLS], dtype=tl.float32)
+    w, dw = (), ()
+    for i in tl.static_range(PIECES):
+        dw = dw + (tl.zeros([PIECE_COLS], dtype=tl.float32),)
+        if HAS_WEIGHT:
+            w = w + (load_piece(w_ptr, i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES),)
+        else:
+            w = w + (dw[i],)  # stands for what is not read
     for row in tl.range(program, rows.to(tl.int32), tl.num_programs(0), num_stages=STAGES):
-        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=other)
-        dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=other)
-        dsum = None
-        if dsum_ptr is not None:
-            dsum = tl.load(dsum_ptr + row * dx_stride + col, mask=mask, other=other)
-        x_f32 = x.to(tl.float32)
-        squares, products = both_sums(x_f32 * x_f32, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET) * x_f32, 0, False, PTX)
+        x, dy, dsum = (), (), ()
+        squares, products = tl.zeros([PIECE_COLS], dtype=tl.float32), tl.zeros([PIECE_COLS], dtype=tl.float32)
+        for i in tl.static_range(PIECES):
+            piece = load_piece(x_ptr + row * x_stride, i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES)
+            dy_piece = load_piece(dy_ptr + row * dy_stride, i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES)
+            if dsum_ptr is not None:
+                dsum = dsum + (load_piece(dsum_ptr + row * dx_stride, i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES),)
+            x_f32 = piece.to(tl.float32)
+            squares = tl.fma(x_f32, x_f32, squares)
+            products = tl.fma(weighted(dy_piece, w[i], HAS_WEIGHT, WEIGHT_OFFSET), x_f32, products)
+            x, dy = x + (piece,), dy + (dy_piece,)
+        squares, products = both_sums(squares, products, 0, False, PTX)
         rstd = tl.rsqrt(squares * inverse_cols + eps)
         projection = products * rstd * inverse_cols
-        x_hat = keep_packed(x, PTX).to(tl.float32) * rstd
-        dy = keep_packed(dy, PTX)
-        if partials_ptr is not None:
-            dw = tl.fma(dy.to(tl.float32), x_hat, dw)
-        if dx_ptr is not None:
-            gradient = input_gradient(x_hat, weighted(dy, w, HAS_WEIGHT, WEIGHT_OFFSET), rstd, projection, dsum)
-            dx = gradient.to(dx_ptr.dtype.element_ty)
-            tl.store(dx_ptr + row * dx_stride + col, dx, mask=mask)
-            if daddend_ptr is not None:
-                tl.store(daddend_ptr + row * dx_stride + col, gradient.to(daddend_ptr.dtype.element_ty), mask=mask)
+        former, dw = dw, ()
+        for i in tl.static_range(PIECES):
+            x_hat = keep_packed(x[i], PTX).to(tl.float32) * rstd
+            packed_dy = keep_packed(dy[i], PTX)
+            if partials_ptr is not None:
+                dw = dw + (tl.fma(packed_dy.to(tl.float32), x_hat, former[i]),)
+            else:
+                dw = dw + (former[i],)
+            if dx_ptr is not None:
+                g = weighted(packed_dy, w[i], HAS_WEIGHT, WEIGHT_OFFSET)
+                if dsum_ptr is not None:
+                    gradient = input_gradient(x_hat, g, rstd, projection, dsum[i])
+                else:
+                    gradient = input_gradient(x_hat, g, rstd, projection, None)
+                dx_row_ptr = dx_ptr + row * dx_stride
+                store_piece(dx_row_ptr, gradient.to(dx_ptr.dtype.element_ty), i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES)
+                if daddend_ptr is not None:
+                    daddend = gradient.to(daddend_ptr.dtype.element_ty)
+                    store_piece(daddend_ptr + row * dx_stride, daddend, i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES)
     if partials_ptr is not None:
-        tl.store(partials_ptr + program * dx_stride + col, dw, mask=mask)
+        for i in tl.static_range(PIECES):
+            store_piece(partials_ptr + program * dx_stride, dw[i], i * PIECE_COLS, end, PIECE_COLS, i >= FULL_PIECES)
 
 
 kernel = backward_whole_row_kernel

@@ -137,10 +137,10 @@ def cluster_row_kernel(
     eps: tl.float32,
     rows: tl.int64,
     cols: tl.int32,
-    inner_rows: tl.int64,
-    x_outer_stride: tl.int64,
+    row_divisor: tl.int64,
+    x_skip: tl.int64,
     x_row_stride: tl.int64,
-    y_outer_stride: tl.int64,
+    y_skip: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
@@ -156,8 +156,8 @@ def cluster_row_kernel(
         tl.inline_asm_elementwise(ENTER, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
     part = tl.program_id(0) % CLUSTER  # the program's rank in its cluster
     row = (tl.program_id(0) // CLUSTER).to(tl.int64)
-    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
-    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    x_row_ptr = row_start(x_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
     chunk = PIECES * BLOCK_COLS
     if FULL_PIECES < PIECES:  # near-equal chunks, each starting on an aligned column, as in full_pieces
         chunk = tl.cdiv(tl.cdiv(cols, CLUSTER), ALIGN) * ALIGN

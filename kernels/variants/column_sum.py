@@ -13,6 +13,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from kernels.variants.common import next_power_of_2
 
@@ -27,8 +28,11 @@ MAX_BLOCK_COLS = 128
 
 @triton.jit(do_not_specialize=["partial_rows", "cols"])
 def column_sum_kernel(
-    dw_ptr, partials_ptr, partial_rows: tl.int32, cols: tl.int32, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, ALIGN: tl.constexpr
-):
+    dw_ptr, partials_ptr, partial_rows: tl.int32, cols: tl.int32,
+    PDL: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_wait()  # until the launch before has ended, and what it stored can be seen
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     col_mask = col < cols // ALIGN * ALIGN
     stride = (cols // ALIGN * ALIGN).to(tl.int64)
@@ -42,12 +46,13 @@ def column_sum_kernel(
 kernel = column_sum_kernel
 
 
-def arguments_for(partial_rows: int, cols: int) -> dict[str, Any]:
+def arguments_for(partial_rows: int, cols: int, *, pdl: bool) -> dict[str, Any]:
     """Every argument of the kernel but pointers, by name."""
     block_cols = min(MAX_BLOCK_COLS, max(MIN_BLOCK_COLS, next_power_of_2(cols) // 128))
     return {
         "partial_rows": partial_rows,
         "cols": cols,
+        "PDL": pdl,
         "BLOCK_ROWS": min(TILE // block_cols, max(16, next_power_of_2(partial_rows))),
         "BLOCK_COLS": block_cols,
         "ALIGN": math.gcd(16, cols),

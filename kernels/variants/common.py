@@ -15,27 +15,26 @@ from tuning_db.model import ADD_FORWARD, FORWARD, NO_WEIGHT, Device, ParamValue,
 IsValid: TypeAlias = Callable[[Mapping[str, Any], Problem, Device], bool]
 ProblemOf: TypeAlias = Callable[[Mapping[str, Any]], Problem]
 
-ROW_INTEGERS = ("rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride")
-"""Arguments of every kernel, `do_not_specialize`d: their values compile nothing."""
+ROW_INTEGERS = ("rows", "cols", "row_divisor", "x_skip", "x_row_stride", "y_skip", "y_row_stride")
+"""Arguments of every kernel of rows with adjacent elements, `do_not_specialize`d: their values compile nothing."""
 
 VECTOR_BYTES = 16
 """The widest load a thread issues on NVIDIA and AMD GPUs alike."""
 
 
 @triton.jit
-def row_start(ptr, row, inner_rows, outer_stride, row_stride, ALIGN: tl.constexpr, TWO_STRIDE: tl.constexpr):
-    """Pointer to the first element of a row. The strides are multiples of ALIGN elements, and the compiler is told so."""
+def row_start(ptr, row, row_divisor, skip, row_stride, ALIGN: tl.constexpr, TWO_STRIDE: tl.constexpr):
+    """Pointer to the first element of a row. The strides are multiples of ALIGN elements, and the compiler is told so.
+
+    With two strides, `skip` elements lie behind every group of rows beyond the stride of the next row, see `divisor_of`.
+    """
     # x // ALIGN * ALIGN equals x here; written out, it is what lets loads be vectorised without specialising the stride's value.
-    aligned_row_stride = row_stride // ALIGN * ALIGN
+    ptr += row * (row_stride // ALIGN * ALIGN)
     if TWO_STRIDE:
-        aligned_outer_stride = outer_stride // ALIGN * ALIGN
-        # Rows are numbered in 32 bits (MAX_ROWS), and so they are divided: 64-bit division is a subroutine.
-        inner_count = inner_rows.to(tl.uint32)
-        outer = row.to(tl.uint32) // inner_count
-        inner = row.to(tl.uint32) - outer * inner_count
-        return ptr + outer.to(tl.int64) * aligned_outer_stride + inner.to(tl.int64) * aligned_row_stride
-    else:
-        return ptr + row * aligned_row_stride
+        product = row.to(tl.uint32).to(tl.uint64) * row_divisor.to(tl.uint32).to(tl.uint64)
+        group = product >> (row_divisor.to(tl.uint64) >> 32)
+        ptr += group.to(tl.int64) * (skip // ALIGN * ALIGN)
+    return ptr
 
 
 @triton.jit
@@ -79,6 +78,23 @@ def scaled(
     if HAS_WEIGHT:
         y = y * effective_weight(w, WEIGHT_OFFSET)
     return y.to(out_dtype)
+
+
+@triton.jit
+def add_pairs(a, b, other_a, other_b):
+    return a + other_a, b + other_b
+
+
+@triton.jit
+def both_sums(a, b, AXIS: tl.constexpr, KEEP_DIMS: tl.constexpr, PTX: tl.constexpr):
+    """The sums of a and of b along an axis, with the barriers of one reduction (H100: 1 to 5 % of a backward).
+
+    Of two where a reduction of pairs costs more than that, as in Triton's interpreter: a Python loop over all elements.
+    """
+    if PTX:
+        return tl.reduce((a, b), AXIS, add_pairs, keep_dims=KEEP_DIMS)
+    else:
+        return tl.sum(a, AXIS, keep_dims=KEEP_DIMS), tl.sum(b, AXIS, keep_dims=KEEP_DIMS)
 
 
 @triton.jit
@@ -144,12 +160,12 @@ def sums_of_all_chunks(
 
 def align_elements(args: Mapping[str, Any]) -> int:
     """Largest power of two up to 16 elements that divides cols and every row stride."""
-    strides = (args["x_row_stride"], args["y_row_stride"], args["x_outer_stride"], args["y_outer_stride"])
+    strides = (args["x_row_stride"], args["y_row_stride"], args["x_skip"], args["y_skip"])
     return math.gcd(16, args["cols"], *strides)
 
 
 def has_two_strides(args: Mapping[str, Any]) -> bool:
-    return args["inner_rows"] > 0
+    return args["row_divisor"] > 0
 
 
 def full_pieces(args: Mapping[str, Any], split: int) -> int:
@@ -239,4 +255,4 @@ def problem_of_call(args: Mapping[str, Any]) -> Problem:
     x_dtype, y_dtype = (str(args[name].dtype).removeprefix("torch.") for name in ("x_ptr", "y_ptr"))
     w_dtype = NO_WEIGHT if args["w_ptr"] is None else str(args["w_ptr"].dtype).removeprefix("torch.")
     op = FORWARD if args.get("addend_ptr") is None else ADD_FORWARD
-    return problem_of(layout, args["rows"], args["cols"], args["inner_rows"], (x_dtype, w_dtype, y_dtype), op)
+    return problem_of(layout, args["rows"], args["cols"], args.get("inner_rows", 0), (x_dtype, w_dtype, y_dtype), op)

@@ -62,10 +62,10 @@ def looped_kernel(
     eps: tl.float32,
     rows: tl.int64,
     cols: tl.int32,
-    inner_rows: tl.int64,
-    x_outer_stride: tl.int64,
+    row_divisor: tl.int64,
+    x_skip: tl.int64,
     x_row_stride: tl.int64,
-    y_outer_stride: tl.int64,
+    y_skip: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
@@ -78,15 +78,15 @@ def looped_kernel(
     sum_ptr=None,
 ):
     row = tl.program_id(0).to(tl.int64)  # row * stride passes 2**31 elements
-    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
-    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    x_row_ptr = row_start(x_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
     aligned_cols = cols // ALIGN * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
 
     addend_row_ptr, sum_row_ptr = x_row_ptr, x_row_ptr
     if addend_ptr is not None:
-        addend_row_ptr = row_start(addend_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
-        sum_row_ptr = row_start(sum_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
+        addend_row_ptr = row_start(addend_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
+        sum_row_ptr = row_start(sum_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
     squares = tl.zeros([BLOCK_COLS], dtype=tl.float32)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)

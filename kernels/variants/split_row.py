@@ -1,10 +1,8 @@
 """Several programs share one row in one launch: each keeps its chunk in registers while they exchange their partial sums.
 
-Every program loads its chunk once, in pieces of one or two vectors a thread, and writes the chunk's sum of squares into its slot of a
-workspace: one 64-bit word of the sum and a mark, so that whoever sees the mark has the sum. It reads all slots of the row until each
-carries the mark, adds the sums up in the order of the slots, scales its chunk and stores it. One write and about one read through L2
-lie between load and store; there is no counter, no fence and no second look (a counter, its fence and a read of the sums behind it
-cost 1 µs more on an H100).
+Every program loads its chunk once, in pieces of one or two vectors a thread, and publishes the chunk's sum of squares in its slot of a
+workspace (`exchange`). It reads all slots of the row until each carries the mark, adds the sums up in the order of the slots, scales its
+chunk and stores it. One write and about one read through L2 lie between load and store.
 
 Replays need no reset: the mark is one more than the one that the program finds in its slot, and all slots of a row carry the same,
 because every launch that touches a row writes each of its slots once. Results are deterministic: who arrives when decides nothing.
@@ -28,6 +26,7 @@ import triton.language as tl
 from kernels.variants.common import (
     ROW_INTEGERS,
     align_elements,
+    both_sums,
     full_pieces,
     has_two_strides,
     held_bytes_fit,
@@ -42,6 +41,7 @@ from kernels.variants.common import (
     store_piece,
     sums_of_all_chunks,
 )
+from kernels.variants.exchange import find, publish
 from tuning_db.model import ADD_FORWARD, FORWARD, NO_WEIGHT, Device, Problem
 
 OPS = (FORWARD, ADD_FORWARD)
@@ -78,23 +78,16 @@ def slots_at_once(args: Mapping[str, Any]) -> int:
 
 
 @triton.jit
-def add_both(count, value, other_count, other_value):
-    return count + other_count, value + other_value
-
-
-@triton.jit
-def add_up(is_here, values):
+def add_up(is_here, values, PTX: tl.constexpr):
     """How many are here, and the sum of their values."""
-    return tl.reduce((is_here.to(tl.int32), tl.where(is_here, values, 0.0)), 0, add_both)
+    return both_sums(is_here.to(tl.int32), tl.where(is_here, values, 0.0), 0, False, PTX)
 
 
 @triton.jit
-def look(row_slots_ptr, split, mark, SLOTS: tl.constexpr):
+def look(row_slots_ptr, split, mark, SLOTS: tl.constexpr, PTX: tl.constexpr):
     """How many of a row's slots carry the mark, and the sum of what they hold."""
-    index = tl.arange(0, SLOTS)
-    words = tl.load(row_slots_ptr + index, mask=index < split, other=0, volatile=True)
-    is_here = (index < split) & (((words >> 32) & 0xFFFFFFFF) == mark)
-    return add_up(is_here, words.to(tl.int32).to(tl.float32, bitcast=True))
+    is_here, values = find(row_slots_ptr, split, mark, SLOTS)
+    return add_up(is_here, values, PTX)
 
 
 @triton.autotune(
@@ -125,10 +118,10 @@ def split_row_kernel(
     eps: tl.float32,
     rows: tl.int64,
     cols: tl.int32,
-    inner_rows: tl.int64,
-    x_outer_stride: tl.int64,
+    row_divisor: tl.int64,
+    x_skip: tl.int64,
     x_row_stride: tl.int64,
-    y_outer_stride: tl.int64,
+    y_skip: tl.int64,
     y_row_stride: tl.int64,
     max_polls: tl.int32,
     PTX: tl.constexpr,
@@ -148,11 +141,11 @@ def split_row_kernel(
     part = tl.program_id(0)  # the parts of a row are neighbours in launch order
     split = tl.num_programs(0)
     row = tl.program_id(1).to(tl.int64)
-    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
-    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    x_row_ptr = row_start(x_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
     addend_row_ptr = None
     if addend_ptr is not None:
-        addend_row_ptr = row_start(addend_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+        addend_row_ptr = row_start(addend_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
     aligned_cols = cols // ALIGN * ALIGN
     chunk = PIECES * BLOCK_COLS
     if FULL_PIECES < PIECES:  # near-equal chunks, each starting on an aligned column, as in full_pieces
@@ -169,16 +162,15 @@ def split_row_kernel(
             at = start + i * BLOCK_COLS
             weights = weights + (load_piece(w_ptr, at, end, BLOCK_COLS, i >= FULL_PIECES),)
     pieces, partial = load_chunk(x_row_ptr, addend_row_ptr, start, end, BLOCK_COLS, PIECES, FULL_PIECES)
-    bits = partial.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    tl.atomic_xchg(row_slots_ptr + part, (mark << 32) | bits, sem="relaxed")
+    publish(row_slots_ptr + part, mark, partial)
     if addend_ptr is not None:
-        sum_row_ptr = row_start(sum_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
+        sum_row_ptr = row_start(sum_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
         for i in tl.static_range(PIECES):
             store_piece(sum_row_ptr, pieces[i], start + i * BLOCK_COLS, end, BLOCK_COLS, i >= FULL_PIECES)
-    arrived, squares = look(row_slots_ptr, split, mark, SLOTS)
+    arrived, squares = look(row_slots_ptr, split, mark, SLOTS, PTX)
     polls = max_polls
     while (arrived < split) & (polls > 0):
-        arrived, squares = look(row_slots_ptr, split, mark, SLOTS)
+        arrived, squares = look(row_slots_ptr, split, mark, SLOTS, PTX)
         polls -= 1
 
     inverse_cols = 1.0 / cols
@@ -195,7 +187,7 @@ def split_row_kernel(
             store_piece(y_row_ptr, y, at, end, BLOCK_COLS, i >= FULL_PIECES)
     else:
         sums = sums_of_all_chunks(x_row_ptr, addend_row_ptr, chunk, split, aligned_cols, SLOTS, ALIGN, BLOCK_COLS, PIECES, FULL_PIECES)
-        _, squares = add_up(tl.arange(0, SLOTS) < split, sums)
+        _, squares = add_up(tl.arange(0, SLOTS) < split, sums, PTX)
         rstd = tl.rsqrt(squares * inverse_cols + eps)
         for at in range(start, end, BLOCK_COLS):
             x = load_summed_piece(x_row_ptr, addend_row_ptr, at, end, BLOCK_COLS, True)

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.variants.common import ROW_INTEGERS, effective_weight, next_power_of_2, normalized, prune_configs
+from kernels.variants.common import effective_weight, next_power_of_2, normalized, prune_configs
 from tuning_db.model import FORWARD, Device, Problem
 
 OPS = (FORWARD,)
@@ -25,6 +25,11 @@ MAX_COLS = 2**30
 MAX_ROWS = 2**30
 MIN_BLOCK_COLS = 16
 MIN_BLOCK_INNER = 1
+INTEGERS = (
+    "rows", "cols", "inner_rows", "x_outer_stride", "x_row_stride", "y_outer_stride", "y_row_stride", "x_col_stride", "y_col_stride",
+)  # fmt: skip
+"""Arguments of the kernel, `do_not_specialize`d: their values compile nothing."""
+
 INNER_ALIGNED = ("inner_rows", "x_outer_stride", "y_outer_stride", "x_col_stride", "y_col_stride")
 
 
@@ -61,7 +66,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
         "ALIGN": lambda args: math.gcd(16, *(args[name] for name in INNER_ALIGNED)),
     }
 )
-@triton.jit(do_not_specialize=[*ROW_INTEGERS, "x_col_stride", "y_col_stride"])
+@triton.jit(do_not_specialize=[*INTEGERS])
 def strided_axis_kernel(
     y_ptr,
     x_ptr,

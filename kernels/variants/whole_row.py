@@ -69,10 +69,10 @@ def whole_row_kernel(
     eps: tl.float32,
     rows: tl.int64,
     cols: tl.int32,
-    inner_rows: tl.int64,
-    x_outer_stride: tl.int64,
+    row_divisor: tl.int64,
+    x_skip: tl.int64,
     x_row_stride: tl.int64,
-    y_outer_stride: tl.int64,
+    y_skip: tl.int64,
     y_row_stride: tl.int64,
     PTX: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
@@ -86,8 +86,8 @@ def whole_row_kernel(
     sum_ptr=None,
 ):
     row = tl.program_id(0).to(tl.int64)  # row * stride passes 2**31 elements
-    x_row_ptr = row_start(x_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE)
-    y_row_ptr = row_start(y_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+    x_row_ptr = row_start(x_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE)
+    y_row_ptr = row_start(y_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
     col = tl.arange(0, BLOCK_COLS)
     mask = None if EXACT else col < cols // ALIGN * ALIGN
     HAS_WEIGHT: tl.constexpr = w_ptr is not None
@@ -96,14 +96,14 @@ def whole_row_kernel(
     x = tl.load(x_row_ptr + col, mask=mask, other=None if EXACT else 0.0)
     addend = x
     if addend_ptr is not None:
-        addend_row_ptr = row_start(addend_ptr, row, inner_rows, y_outer_stride, y_row_stride, ALIGN, TWO_STRIDE)
+        addend_row_ptr = row_start(addend_ptr, row, row_divisor, y_skip, y_row_stride, ALIGN, TWO_STRIDE)
         addend = tl.load(addend_row_ptr + col, mask=mask, other=None if EXACT else 0.0)
     w = x
     if HAS_WEIGHT and WEIGHT_FIRST:
         w = tl.load(w_ptr + col, mask=mask)
     if addend_ptr is not None:
         x = sum_of(x, addend)
-        tl.store(row_start(sum_ptr, row, inner_rows, x_outer_stride, x_row_stride, ALIGN, TWO_STRIDE) + col, x, mask=mask)
+        tl.store(row_start(sum_ptr, row, row_divisor, x_skip, x_row_stride, ALIGN, TWO_STRIDE) + col, x, mask=mask)
     x_f32 = x.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x_f32 * x_f32) * inverse_cols + eps)
     if HAS_WEIGHT and not WEIGHT_FIRST:
