@@ -26,7 +26,7 @@ H100 = architectures()["sm_90"]
 PROBLEMS = [
     *(Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", rows, cols) for rows in (1, 512, 32_768) for cols in (128, 4096, 65_536)),
     Problem("rmsnorm", "float32", "none", "float32", 4096, 1024, "strided_axis", 64),
-    Problem(BACKWARD, "bfloat16", "float32", "bfloat16", 4096, 4096),
+    *(Problem(BACKWARD, "bfloat16", "float32", "bfloat16", rows, cols) for rows, cols in ((4096, 4096), (131_072, 128), (512, 65_536))),
 ]
 
 
