@@ -71,7 +71,7 @@ def host_times(providers: Mapping[str, Provider], rows: int, cols: int) -> tuple
 def _calls_with_grad(name: str, case: Case, device: Device, tensors: Tensors) -> dict[str, Callable[[], object]]:
     """A provider's calls by way, each made once."""
     assert tensors.weight is not None
-    x, weight = tensors.x.detach().requires_grad_(), tensors.weight.detach().requires_grad_()
+    x, weight = tensors.x.detach().requires_grad_(), torch.nn.Parameter(tensors.weight)
     function, dy = FUNCTIONS[name].norm(case, device), torch.ones_like(x)
     calls: dict[str, Callable[[], object]] = {
         WITH_GRAD: lambda: function(x, weight),
