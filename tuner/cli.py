@@ -19,8 +19,21 @@ from tuner.selection import Filter, shard_of
 from tuner.workloads import SHIPPED, WorkloadError, load_workload
 from tuning_db.errors import DatabaseError
 from tuning_db.lookup import RecordIndex
-from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, FORWARD, LAYOUTS, LAYOUTS_OF, NO_WEIGHT, OPS, Problem, Source, bucket_rows, to_dict
-from tuning_db.store import open_for_reading, open_for_writing
+from tuning_db.model import (
+    ADD_BACKWARD,
+    ADD_FORWARD,
+    FORWARD,
+    LAYOUTS,
+    LAYOUTS_OF,
+    NO_WEIGHT,
+    OPS,
+    Config,
+    Problem,
+    Source,
+    bucket_rows,
+    to_dict,
+)
+from tuning_db.store import Store, open_for_reading, open_for_writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,6 +99,7 @@ def main() -> None:
 @options.db_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; touch no file.")
 @click.option("--retune", is_flag=True, help="Also the problems that have records of today's kernels.")
+@click.option("--retry", is_flag=True, help="Only the problems that a config crashed or hung on, with that config again.")
 @options.json_option
 def sweep(
     workload: str | None,
@@ -102,6 +116,7 @@ def sweep(
     db: Path | None,
     dry_run: bool,
     retune: bool,
+    retry: bool,
     as_json: bool,
 ) -> None:
     """Measure every candidate on the GPUs here and record the winner per problem.
@@ -113,6 +128,10 @@ def sweep(
     arch = tuple(dict.fromkeys((*arch, *more_arch)))
     if gpus and (arch or ray):
         raise click.UsageError(f"--gpus names GPUs of this host; leave it out with {'--arch' if arch else '--ray'}")
+    excluded = {"--workload": workload, "--arch": arch, "--ray": ray, "--shard": shard, "--retune": retune}
+    if retry and any(excluded.values()):
+        unfit = " and ".join(name for name, value in excluded.items() if value)
+        raise click.UsageError(f"--retry measures, on GPUs of this host, what a config crashed or hung on; leave out {unfit}")
     from kernels.driver import first_nvidia_device
     from kernels.settings import interpreting
     from tuner import display
@@ -127,16 +146,23 @@ def sweep(
     path = _database(db)
 
     def session(board: Board) -> Session:
+        if retry:
+            return Session(board, tuple(filter(wanted.passes, _faulty(path, board.device.arch))), path, True, budget, retry=True)
         problems = _problems(workload or ("quick" if board.architecture else "llm"), made_up, wanted)
         return Session(board, tuple(shard_of(problems, *shard) if shard else problems), path, retune, budget)
 
-    here = None if arch or retune or dry_run or gpus or ray else first_nvidia_device()
+    here = None if arch or retune or retry or dry_run or gpus or ray else first_nvidia_device()
     if here is not None:  # what is finished is told without torch, which takes seconds to import
         finished = session(Board(here))
         if finished.is_done():
             _report([_nothing_to_do(finished, console)], as_json)
             return
 
+    if retry:
+        from kernels.device import has_gpu
+
+        if not has_gpu():
+            raise click.ClickException("there is no GPU here, and --retry measures: run it on the board that they crashed or hung on")
     with ExitStack() as stack:
         sessions = [session(board) for board in _boards(arch, gpus, ray, stack, console)]
         if not dry_run:
@@ -489,6 +515,9 @@ def _run(session: Session, console: Console) -> SweepResult:
     with open_for_writing(session.path) as store:
         todo = session.todo(store.records(session.device.uid))
         display.message(console, display.beginning(session, len(todo)))
+        tried = _barred(store, session) if session.retry else set()
+        if tried:
+            display.message(console, display.retrying(tried, session.device.arch))
         progress = display.SweepProgress(console)
         started = time.monotonic()
         try:
@@ -497,6 +526,7 @@ def _run(session: Session, console: Console) -> SweepResult:
         except KeyboardInterrupt:
             display.message(console, display.interrupted(session, session.recorded(progress.finished, store)))
             raise click.exceptions.Exit(INTERRUPTED) from None
+        barred = _barred(store, session) & tried
         result = display.SweepResult(
             session=session,
             finished=tuple(progress.finished),
@@ -505,7 +535,26 @@ def _run(session: Session, console: Console) -> SweepResult:
             seconds=time.monotonic() - started,
         )
     display.print_result(console, result)
+    if tried:
+        display.message(console, display.retried(tried - barred, barred))
     return result
+
+
+def _faulty(path: Path, arch: str) -> list[Problem]:
+    """The problems that a config crashed or hung on, by the file if there is one."""
+    from tuner.faults import standing_faults
+
+    if not path.exists():
+        return []
+    with open_for_reading(path) as store:
+        return list(dict.fromkeys(fault.problem for fault in standing_faults(store, arch)))
+
+
+def _barred(store: Store, session: Session) -> set[Config]:
+    """The configs that crashed or hung on the session's problems."""
+    from tuner.faults import standing_faults
+
+    return {fault.config for fault in standing_faults(store, session.device.arch) if fault.problem in session.problems}
 
 
 def _nothing_to_do(session: Session, console: Console) -> SweepResult:

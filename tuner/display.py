@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -20,7 +20,7 @@ from rich.text import Text
 from kernels.settings import read_settings
 from tuner.events import Event, Faulted, Finished, Started
 from tuner.session import Plan, Session
-from tuning_db.model import ANY_ROWS, NO_WEIGHT, Problem, Record, Resources, to_dict
+from tuning_db.model import ANY_ROWS, NO_WEIGHT, Config, Problem, Record, Resources, to_dict
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ROWS_SHOWN = 40
@@ -167,9 +167,30 @@ def beginning(session: Session, todo: int) -> str:
 
 
 def nothing_to_do(session: Session) -> str:
+    if session.retry:
+        arch = session.device.arch
+        return f"Nothing to try again: by {session.path} no config is left out on {arch}, or not for one of the problems asked for."
     total = len(session.problems)
     known = f"{total} of {count(total, 'problem')} have records of today's kernels on {session.device.uid} in {session.path}"
     return f"Nothing to do: {known}. Use --retune to {'model' if session.architecture else 'measure'} again."
+
+
+def retrying(configs: Collection[Config], arch: str) -> str:
+    return f"Trying {count(len(configs), 'config')} again that crashed or hung on {arch}: {_names(configs)}."
+
+
+def retried(passed: Collection[Config], barred: Collection[Config]) -> str:
+    """What became of the configs that were tried again."""
+    sentences = []
+    if passed:
+        sentences.append(f"Passed, and left out no longer: {_names(passed)}. `python -m tuner sweep --retune` races them everywhere.")
+    if barred:
+        sentences.append(f"Still left out: {_names(barred)}.")
+    return " ".join(sentences)
+
+
+def _names(configs: Collection[Config]) -> str:
+    return ", ".join(sorted(map(str, configs)))
 
 
 def interrupted(session: Session, recorded: int) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from kernels.provenance import is_current, is_todays
+from kernels.provenance import is_todays
 from tuner.architectures import architectures
 from tuner.display import ROWS_SHOWN, count, fraction, message, microseconds, problem_label, ratio, table
 from tuner.explain import Explanation
-from tuner.fleet import FAULTS
+from tuner.faults import standing_faults
 from tuning_db.lookup import Pick
 from tuning_db.merged import Merged
 from tuning_db.model import Device, Record, Source, Status, Tier
@@ -45,12 +45,13 @@ def print_status(console: Console, store: Store) -> None:
             message(console, f"{count(imported, 'record')} imported without trials.")
         console.print()
     for arch in sorted({device.arch for device in store.devices()}):
-        barred = [trial for trial in store.trials_with(arch, FAULTS) if is_current(trial)]
+        faults = standing_faults(store, arch)
         made = table(f"Not tried again on {arch}", "config", "problem", "status", "error", "at", right=("status", "at"))
-        for trial in barred:
+        for trial in faults:
             made.add_row(str(trial.config), problem_label(trial.problem), trial.status.value, trial.error, moment(trial.created_at))
-        if barred:
+        if faults:
             console.print(made)
+            message(console, "What caused it is cured? `python -m tuner sweep --retry` tries them again.")
     made = table("Sweeps", "started", "state", "arch", "arguments", right=("started", "state"))
     for sweep in sweeps:
         state = "running, or killed" if sweep.state == "running" else sweep.state

@@ -31,13 +31,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Session:
-    """`architecture` is None where the problems are measured on GPUs."""
+    """`architecture` is None where the problems are measured on GPUs. `retry`: with the configs that crashed or hung on them."""
 
     board: Board
     problems: tuple[Problem, ...]
     path: Path
     retune: bool
     budget_s: float | None
+    retry: bool = False
 
     @property
     def device(self) -> Device:
@@ -80,7 +81,7 @@ class Session:
         """Sweep `todo`. Raises Failure where the machine, not the code, is at fault."""
         from tuner.sweep import sweep
 
-        sweep(todo, self.device, self.architecture, self.board.stations(), store, argv, watch, self.budget_s)
+        sweep(todo, self.device, self.architecture, self.board.stations(), store, argv, watch, self.budget_s, self.retry)
 
     def recorded(self, finished: Sequence[Finished], store: Store) -> int:
         """How many of the problems have records: of today's kernels or, with retune, of this session."""

@@ -14,9 +14,9 @@ import torch
 import triton
 
 from kernels.dispatch import pick_config
-from kernels.provenance import is_current
 from tuner.architectures import Architecture
 from tuner.events import Faulted, Finished, Started, Watch
+from tuner.faults import standing_faults
 from tuner.fleet import FAULTS, outcomes
 from tuner.invariant import invariant_trials
 from tuner.jobs import Job, Station
@@ -35,17 +35,20 @@ def sweep(
     argv: Sequence[str],
     watch: Watch,
     budget_s: float | None,
+    retry: bool = False,
 ) -> None:
     """Tune each problem on one of the stations, or with an architecture compile and model it, and commit it; then end the stations.
 
     After `budget_s` seconds no problem is begun. A config that breaks or stalls a worker is recorded at once, and left out from then
-    on: in this sweep, and in all on this architecture while its variant has that revision. At the end of a sweep on GPUs follow the
-    configs for any number of rows. Raises Failure.
+    on: in this sweep, and in all on this architecture while its variant has that revision; but `retry` tries those again that did so on
+    one of the problems. At the end of a sweep on GPUs follow the configs for any number of rows. Raises Failure.
     """
     with _recorded(store, device, argv) as sweep_uid:
         known = RecordIndex([(str(store.path), [device], store.records(device.uid))])
         jobs = [Job(problem, device, architecture, _incumbent(problem, device, known), sweep_uid) for problem in problems]
-        barred = {trial.config for trial in store.trials_with(device.arch, FAULTS) if is_current(trial)}
+        faults = standing_faults(store, device.arch)
+        tried_again = {fault.config for fault in faults if retry and fault.problem in problems}
+        barred = {fault.config for fault in faults} - tried_again
         started = time.monotonic()
         done, faulted = 0, Counter[Job]()
         with closing(outcomes(stations, jobs, barred, lambda: budget_s is None or time.monotonic() - started <= budget_s)) as events:
