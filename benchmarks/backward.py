@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ class Backward:
     """Called on tensors that were given to `save`, it computes their gradients by torch.autograd.grad, as often as it is asked to.
 
     forward(x, weight) -> y, or of a sum forward(x, residual, weight) -> (y, new_residual), differentiable. Of a sum the residual is the
-    case's x and what is added to it is zero, so that the sum is the case's x too.
+    case's x and what is added to it is zero, so that the sum is the case's x too. The gradients are computed `within` a context.
     """
 
-    def __init__(self, problem: Problem, forward: Callable[..., Any]) -> None:
+    def __init__(
+        self, problem: Problem, forward: Callable[..., Any], within: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._forward = forward
+        self._within = within
         self._adds = problem.op == ADD_BACKWARD
         self._y_dtype = getattr(torch, problem.y_dtype)
         self._graphs: dict[int, tuple[tuple[torch.Tensor, ...], list[torch.Tensor], list[torch.Tensor]]] = {}
@@ -51,5 +55,6 @@ class Backward:
         """In the order of `Tensors.results`."""
         assert tensors.dy is not None
         outputs, inputs, directions = self._graphs[tensors.dy.data_ptr()]
-        found = torch.autograd.grad(outputs, inputs, directions, retain_graph=True)
+        with self._within():
+            found = torch.autograd.grad(outputs, inputs, directions, retain_graph=True)
         return found if tensors.weight is not None else (*found, None)

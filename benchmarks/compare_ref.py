@@ -21,8 +21,11 @@ PairApart = Callable[[Sequence[Problem]], list[PairedCase]]
 
 @contextmanager
 def checked_out(ref: str, root: Path = ROOT) -> Iterator[Path]:
-    """A folder with another checkout as it is, else the commit `ref` in a temporary git worktree. Raises Stop where git can't."""
-    if Path(ref, "kernels", "__init__.py").is_file():
+    """A folder with another checkout as it is, else the commit `ref` in a temporary git worktree.
+
+    Raises Stop where git can't, or where that has no package `kernels`.
+    """
+    if _has_kernels(Path(ref)):
         yield Path(ref)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -30,6 +33,8 @@ def checked_out(ref: str, root: Path = ROOT) -> Iterator[Path]:
         commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
         _git(root, "worktree", "add", "--detach", str(tree), commit)
         try:
+            if not _has_kernels(tree):
+                raise Stop(f"{ref} has no package kernels; name a commit that has one")
             yield tree
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))
@@ -62,10 +67,16 @@ def _judged(case: PairedCase, again: PairedCase | None) -> Judged:
     now = case.timings.get("now")
     if "now" in case.wrong:
         return Judged(case.problem, Verdict.REGRESSION, now, None, note=f"its result {case.wrong['now']}")
+    if case.refused:
+        return Judged(case.problem, Verdict.NO_BASELINE, now, None, note=f"the other commit refuses: {case.refused}")
     if case.change is None:
         return Judged(case.problem, Verdict.NO_BASELINE, now, None, note=f"the other commit's result {case.wrong['then']}")
     second = again.change if again else None
     return Judged(case.problem, verdict(case.change, second), now, case.change, second)
+
+
+def _has_kernels(tree: Path) -> bool:
+    return (tree / "kernels" / "__init__.py").is_file()
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -20,7 +20,10 @@ from tuning_db.model import Device, Problem
 ROUNDS = 11
 """The interval of the median is then that of the third and the ninth sample, which holds it with 93 %."""
 
-FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError, triton.TritonError)
+FOREIGN_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError, NotImplementedError, ImportError),
+    triton.TritonError,
+)
 """How other projects' code says that it does not serve a case."""
 
 
@@ -48,14 +51,19 @@ def compare_on(case: Case, device: Device, providers: Mapping[str, Provider]) ->
         else:
             launches[name] = launch
     del verifier  # its tensors are not needed while the others are timed
+    samples, floor = timed_together(case, device, launches)
+    timings = {name: Timing.of(samples[name], floor) for name in launches}
+    configs = {"tuned": str(pick_config(case.problem, device).config)} if "tuned" in launches else {}
+    return CaseResult(case.problem, statistics.median(floor), timings, configs, refused, wrong)
+
+
+def timed_together(case: Case, device: Device, launches: Mapping[str, Launch]) -> tuple[dict[str, list[float]], list[float]]:
+    """µs of each launch in the same ROUNDS, and in each round of a copy of as many bytes."""
     bench = Bench(case, device, seed=5)
     for name, launch in launches.items():
         bench.enter(name, launch, before=launch.save if isinstance(launch, Backward) else None)
     samples, reference = bench.rounds(list(launches), ROUNDS)
-    floor = [case.copies * copy_us for copy_us in reference]
-    timings = {name: Timing.of(samples[name], floor) for name in launches}
-    configs = {"tuned": str(pick_config(case.problem, device).config)} if "tuned" in launches else {}
-    return CaseResult(case.problem, statistics.median(floor), timings, configs, refused, wrong)
+    return samples, [case.copies * copy_us for copy_us in reference]
 
 
 def prepared(provider: Provider, case: Case, device: Device, verifier: Verifier, *, allocating: bool = False) -> tuple[Launch, str]:

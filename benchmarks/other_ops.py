@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -161,19 +162,24 @@ FUNCTIONS = {
 def with_other_ops(name: str, provider: Provider) -> Provider:
     """The provider, with what it has for the other ops than the plain forward."""
     own = FUNCTIONS.get(name)
-    if own is None:
-        return provider
+    return provider if own is None else with_functions(provider, own)
+
+
+def with_functions(
+    provider: Provider, own: Functions, gradients_within: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Provider:
+    """The provider with these functions for the other ops; their gradients are computed within a context."""
     return provider.also(
         {
-            BACKWARD: (f"autograd's backward of {own.norm_calls}", _backward(own.norm), own.gradient_roundings),
+            BACKWARD: (f"autograd's backward of {own.norm_calls}", _backward(own.norm, gradients_within), own.gradient_roundings),
             ADD_FORWARD: (own.add_calls, _sums(own.add), own.add_roundings),
-            ADD_BACKWARD: (f"autograd's backward of {own.add_calls}", _backward(own.add), own.gradient_roundings),
+            ADD_BACKWARD: (f"autograd's backward of {own.add_calls}", _backward(own.add, gradients_within), own.gradient_roundings),
         }
     )
 
 
-def _backward(make: Maker) -> Callable[[Case, Device], Launch]:
-    return lambda case, device: Backward(case.problem, make(case, device))
+def _backward(make: Maker, within: Callable[[], AbstractContextManager[None]]) -> Callable[[Case, Device], Launch]:
+    return lambda case, device: Backward(case.problem, make(case, device), within)
 
 
 def _sums(make: Maker) -> Callable[[Case, Device], Launch]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import torch
+from benchmarks.providers import Refusal
 
 PACKAGES = ("kernels", "tuning_db")
-"""What a call of `rmsnorm` runs. Tuner and benchmarks are the present ones for both."""
+"""What a call of `rmsnorm` or `add_rmsnorm` runs. Tuner and benchmarks are the present ones for both."""
 
 
 class OtherTree:
@@ -21,15 +23,30 @@ class OtherTree:
     def __init__(self, root: Path) -> None:
         self._root = str(root.resolve())
         self._modules: dict[str, ModuleType] = {}
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A public function of its `kernels`, to be called as it is: it activates the tree. Raises Refusal where there is none."""
         with self.active():
-            self.rmsnorm: Callable[..., torch.Tensor] = importlib.import_module("kernels").rmsnorm
-            found = sys.modules["kernels"].__file__
-        if not str(found).startswith(self._root):
-            raise ImportError(f"{self._root} has no package kernels: {found} was imported", name="kernels")
+            try:
+                kernels = importlib.import_module("kernels")
+                if not str(kernels.__file__).startswith(self._root):
+                    raise ImportError(f"{self._root} has no package kernels, {kernels.__file__} was found")
+                if name not in kernels.__all__:
+                    raise Refusal(f"has no {name}")
+                own = getattr(kernels, name)
+            except (ImportError, AttributeError, SyntaxError) as error:
+                raise Refusal(f"can't import kernels.{name}: {error}") from error
+
+        @functools.wraps(own)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self.active():
+                return own(*arguments, **options)
+
+        return call
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within the `with` block `import kernels` means the other tree's."""
+        """Within the `with` block, which must not be nested, `import kernels` means the other tree's."""
         own = _taken()
         sys.modules.update(self._modules)
         sys.path.insert(0, self._root)

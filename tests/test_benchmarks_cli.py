@@ -83,7 +83,6 @@ def test_without_a_gpu_the_exit_code_is_five(arguments: list[str]) -> None:
         (["record", "--processes", "2"], "2 is not in the range x>=3"),
         (["report", __file__], "holds no benchmark result"),
         (["compare-ref"], "Missing argument 'GITREF'"),
-        (["compare-ref", "HEAD", "--suite", "add"], "other ops than rmsnorm"),
     ],
 )
 def test_wrong_usage_is_two_and_one_line(arguments: list[str], said: str) -> None:
@@ -207,8 +206,11 @@ def test_without_a_baseline_the_command_that_makes_one_is_named(arguments: list[
 
 
 @pytest.mark.usefixtures("_gpu")
+@pytest.mark.parametrize("suite", ["gate", "other_ops"])
 @pytest.mark.parametrize(("ratio", "code", "verdict"), [(1.0, 0, "pass"), (1.05, 1, "regression"), (0.9, 0, "improved")])
-def test_compare_ref_exits_as_check_does(ratio: float, code: int, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compare_ref_exits_as_check_does(
+    ratio: float, code: int, verdict: str, suite: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").touch()
     monkeypatch.setattr(compare_ref, "pair_apart", lambda tree: pair)
@@ -216,9 +218,23 @@ def test_compare_ref_exits_as_check_does(ratio: float, code: int, verdict: str, 
     def pair(problems: Sequence[Problem]) -> list[PairedCase]:
         return [paired(problem, ratio) for problem in problems]
 
-    result = invoke("compare-ref", str(tmp_path))
+    result = invoke("compare-ref", str(tmp_path), "--suite", suite)
     assert result.exit_code == code
-    assert f"{len(PROBLEMS)} {verdict}" in result.stdout
+    assert f"{len(load_suite(suite))} {verdict}" in result.stdout
+
+
+@pytest.mark.usefixtures("_gpu")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_compare_ref_says_what_the_other_commit_refuses(columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    refusing = [PairedCase(problem, {}, {}, None, "has no add_rmsnorm") for problem in load_suite("add")]
+    monkeypatch.setattr(compare_ref, "pair_apart", lambda tree: lambda problems: refusing)
+    result = invoke("compare-ref", str(tmp_path), "--suite", "add", columns=columns)
+    assert result.exit_code == Exit.OK
+    assert max(map(len, result.stdout.splitlines())) <= columns
+    assert result.stdout.count("has no") == len(refusing)
+    assert f"{len(refusing)} no baseline." in result.stdout
 
 
 @pytest.mark.usefixtures("_gpu")

@@ -24,7 +24,7 @@ from tuner.cases import Case
 from tuner.measure import Bench, Rotation
 from tuner.race import MAX_ROUNDS, race
 from tuning_db.derive import TIE
-from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, Problem
+from tuning_db.model import ADD_BACKWARD, ADD_FORWARD, BACKWARD, FORWARD, Problem
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[1]
@@ -138,12 +138,14 @@ def test_every_provider_that_is_here_is_compared_in_the_other_ops(op: str) -> No
         assert result.timings["tuned"].fraction.median < 1.5
 
 
-def test_the_present_code_and_the_present_code_tie() -> None:
+@pytest.mark.parametrize("op", [FORWARD, BACKWARD, ADD_FORWARD, ADD_BACKWARD])
+def test_the_present_code_and_the_present_code_tie(op: str) -> None:
     tree = OtherTree(ROOT)
     with tree.active():
         importlib.import_module("kernels.dispatch").shipped_records = lambda _: ([], [])  # as for every test
-    for found in compare_versions([bf16(64), bf16(8192), bf16(16, 131072)], PROVIDERS["tuned"], former(tree)):
-        assert found.wrong == {}
+    problems = [replace(problem, op=op) for problem in (bf16(64), bf16(8192), bf16(16, 131072))]
+    for found in compare_versions(problems, PROVIDERS["tuned"], former(tree)):
+        assert (found.wrong, found.refused) == ({}, "")
         assert found.change is not None
         assert verdict(found.change) in (Verdict.PASS, Verdict.IMPROVED)
         assert 1 / TIE <= found.change.ratio.median <= TIE

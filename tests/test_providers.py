@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu_time, host, paired
+from benchmarks import gpu_time, host
 from benchmarks.backward import Backward
 from benchmarks.gpu_time import ROUNDS, compare_on, prepared
 from benchmarks.paired import compare_versions_on
@@ -199,8 +199,7 @@ class FakeBench:
 
 @pytest.fixture
 def _fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (gpu_time, paired):
-        monkeypatch.setattr(module, "Bench", FakeBench)
+    monkeypatch.setattr(gpu_time, "Bench", FakeBench)
 
 
 @pytest.mark.usefixtures("_fake_clock")
@@ -229,6 +228,9 @@ def test_two_versions_are_paired() -> None:
     assert found.change.extra_us == pytest.approx((0.5,) * 3)
     wrong = foreign(lambda tensors: tensors.x.clone())
     assert set(compare_versions_on(case_of(), current_device(), wrong, wrong).wrong) == {"now", "then"}
+    refusing = foreign(raising(TypeError("no such argument")))
+    neither = compare_versions_on(case_of(), current_device(), wrong, refusing)
+    assert (set(neither.wrong), neither.refused, neither.change) == ({"now"}, "no such argument", None)
 
 
 def test_the_interval_is_that_of_the_third_and_the_ninth() -> None:
