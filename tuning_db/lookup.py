@@ -19,7 +19,8 @@ COLS_WEIGHT = 4.0
 REACH = 0.5
 """How far, by `problem_distance`, a neighbour is still a guide; a farther one is passed over, at last for the heuristic. With every
 record of the default workload hidden in turn, what the ladder picks instead loses 0.9 % to the fastest in the geometric mean on an H100
-(4.4 % at p95) and 1.1 % (4.8 %) on an H200; within an octave 1.0 % (6.4 %) and 1.3 % (9.3 %), within three 1.1 % (6.8 %) and 1.6 % (9.5 %)."""
+(4.4 % at p95) and 1.1 % (4.8 %) on an H200; within an octave 1.0 % (6.4 %) and 1.3 % (9.3 %), within three octaves 1.1 % (6.8 %) and
+1.6 % (9.5 %)."""
 
 Widths: TypeAlias = tuple[int, int, int]
 Layer: TypeAlias = tuple[str, Sequence[Device], Sequence[Record]]
