@@ -106,14 +106,14 @@ def _tensors(case: Case, rows: list[int]) -> list[Tensors]:
 
 def _timed(calls: Mapping[tuple[str, str], Callable[[], object]]) -> dict[str, dict[str, float]]:
     samples: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for (_, way), call in calls.items():
-        with torch.set_grad_enabled(way in WAYS_WITH_GRAD):
-            for _ in range(WARM_CALLS):
-                call()
+    # Backwards last: they run in a thread of their own, and the host needs a while to come back from that.
+    ordered = sorted(calls.items(), key=lambda named: named[0][1] == WITH_BACKWARD)
     for _ in range(REPEATS):
-        for key, call in calls.items():
-            torch.cuda.synchronize()
+        for key, call in ordered:
             with torch.set_grad_enabled(key[1] in WAYS_WITH_GRAD):
+                for _ in range(WARM_CALLS):
+                    call()
+                torch.cuda.synchronize()
                 start = time.perf_counter_ns()
                 for _ in range(CALLS):
                     call()

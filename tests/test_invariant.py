@@ -87,7 +87,7 @@ def test_the_record_is_what_the_ladder_answers_for_any_rows_and_for_no_other():
     index = RecordIndex([("", [H100], records)])
     pick = pick_config(replace(PROBLEM, rows=ANY_ROWS), H100, index=index)
     assert (pick.tier, pick.config) == (Tier.EXACT, B)
-    near = pick_config(replace(PROBLEM, rows=ANY_ROWS, cols=7168), H100, index=index)
+    near = pick_config(replace(PROBLEM, rows=ANY_ROWS, cols=PROBLEM.cols * 17 // 16), H100, index=index)
     assert (near.tier, near.config) == (Tier.NEAREST_COLS, B)
     usual = pick_config(PROBLEM, H100, index=index)
     assert (usual.tier, usual.config) == (Tier.HEURISTIC, heuristic_config(PROBLEM, H100))

@@ -18,7 +18,7 @@ from tuning_db.store import open_for_reading, open_for_writing
 H100 = Device("sm_90", 132, 50 * 2**20, 227 * 2**10, 3352, name="H100")
 SWEEP = Sweep("s", H100.uid, "2026", "", "host", '["sweep"]', "finished", "3.6.0", "2.11.0")
 PROBLEM = Problem("rmsnorm", "bfloat16", "bfloat16", "bfloat16", 4096, 8192)
-OTHER = replace(PROBLEM, rows=8192)
+OTHER = replace(PROBLEM, rows=5120)
 GUESS = heuristic_config(PROBLEM, H100)
 A, B, C = [config for config in candidates(PROBLEM, H100) if config.variant == "looped"][:3]
 LEAN = Resources(registers=32, spill_bytes=0, shared_bytes=0)

@@ -101,9 +101,9 @@ def race(*medians: float, **changes: object) -> list[Trial]:
     ids=["fewer warps", "smaller tile", "name", "kernel before torch"],
 )
 def test_ties_are_settled_by_rule(first: dict, second: dict) -> None:
-    won, lost = make_trial("t1", 50.4, **first), make_trial("t2", 50.0, **second)
+    won, lost = make_trial("t1", 50.1, **first), make_trial("t2", 50.0, **second)
     assert derive_record([won, lost]).trial_uid == derive_record([lost, won]).trial_uid == "t1"
-    beyond = make_trial("t1", 50.6, **first)
+    beyond = make_trial("t1", 50.2, **first)
     assert derive_record([beyond, lost]).trial_uid == "t2"
 
 
@@ -126,9 +126,9 @@ def test_an_incumbent_falls_only_to_a_gain_surely_above_one_percent(challenger_u
 
 def test_of_those_that_surely_beat_the_incumbent_the_rule_decides() -> None:
     incumbent = make_trial("incumbent", 60.0, Config.of("y", num_warps=1), role=Role.INCUMBENT)
-    fastest, fewer = make_trial("a", 40.0, Config.of("a", num_warps=8)), make_trial("b", 40.2, Config.of("b", num_warps=4))
+    fastest, fewer = make_trial("a", 40.0, Config.of("a", num_warps=8)), make_trial("b", 40.1, Config.of("b", num_warps=4))
     assert derive_record([incumbent, fastest, fewer]).trial_uid == "b"
-    unsure = make_trial("c", 40.1, Config.of("c", num_warps=2), measurement=replace(fastest.measurement, median_us=40.1, high_us=59.9))
+    unsure = make_trial("c", 40.05, Config.of("c", num_warps=2), measurement=replace(fastest.measurement, median_us=40.05, high_us=59.9))
     assert derive_record([incumbent, fastest, fewer, unsure]).trial_uid == "b"
 
 

@@ -16,10 +16,11 @@ DTYPE_DISTANCE = 0.5
 COLS_WEIGHT = 4.0
 """What one octave of cols counts, in octaves of rows: cols decide how a row fits a program, rows only how many there are."""
 
-REACH = 3.0
+REACH = 0.5
 """How far, by `problem_distance`, a neighbour is still a guide; a farther one is passed over, at last for the heuristic. With every
-record of the default workload hidden in turn, what the ladder picks instead loses 1.1 % to the fastest in the geometric mean on an H100
-(6.1 % at p95) and 1.4 % (6.7 %) on an H200; without a limit 2.3 % (9.2 %) and 3.6 % (13.2 %)."""
+record of the default workload hidden in turn, what the ladder picks instead loses 0.9 % to the fastest in the geometric mean on an H100
+(4.4 % at p95) and 1.1 % (4.8 %) on an H200; within an octave 1.0 % (6.4 %) and 1.3 % (9.3 %), within three octaves 1.1 % (6.8 %) and
+1.6 % (9.5 %)."""
 
 Widths: TypeAlias = tuple[int, int, int]
 Layer: TypeAlias = tuple[str, Sequence[Device], Sequence[Record]]
