@@ -1,7 +1,7 @@
 """What tier 7 of the ladder wants of a backward's config: a rule of a few lines.
 
-Its constants are fitted to an H100's sweep of bf16, where `python -m tuner regret` finds it 1.0 % slower than the fastest config in the
-geometric mean and 5.6 % at p95; on an H200, which the fit never saw, 2.1 % and 18.6 % (at 32768x2048).
+Its constants are fitted to an H100's sweep of bf16, where `python -m tuner regret` finds it 0.7 % slower than the fastest config in the
+geometric mean and 5.8 % at p95; on an H200, which the fit never saw, 1.8 % and 12.1 % (at 32768x2048).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ ROWS_BYTES_PER_SM = 2**13
 
 PROGRAM_WARPS = 4
 """Of a program that holds one row: more have too little each between two sums (H100: 8 or 16 cost 1 to 2 % at 4096 columns)."""
+
+MOST_THREAD_ELEMENTS = 32
+"""Of one row: beyond there are more warps (H100: 40 cost 6 % at 5120 columns)."""
 
 TILE_WARPS_PER_SM = 8
 """Of programs that hold several rows (H100: 16 cost 17 % at 256 columns)."""
@@ -57,4 +60,5 @@ def backward_misfit(config: Config, problem: Problem, device: Device) -> tuple[i
         misfit = 2 * octaves(warps / TILE_WARPS_PER_SM) + octaves(tile / threads / TILE_THREAD_ELEMENTS)
         return (0 if wanted else 2, stages + misfit + 0.1 * math.log2(num_warps))
     rows_bytes = int(params["programs_per_sm"]) * row * itemsize(problem.x_dtype)
-    return (1, stages + octaves(rows_bytes / ROWS_BYTES_PER_SM) + octaves(num_warps / PROGRAM_WARPS) + 0.1 * math.log2(num_warps))
+    program_warps = max(PROGRAM_WARPS, row // (MOST_THREAD_ELEMENTS * device.warp_size))
+    return (1, stages + octaves(rows_bytes / ROWS_BYTES_PER_SM) + octaves(num_warps / program_warps) + 0.1 * math.log2(num_warps))
