@@ -36,8 +36,8 @@ def first_calls(repeats: int, child: Child, say: Callable[[str], None]) -> dict[
             with tempfile.TemporaryDirectory() as folder:
                 environment = {"TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
                 for state in CACHES:
-                    say(f"{repeat + 1} of {repeats}: {way}, {state} caches")
                     seconds[way][state].append(child(way, environment))
+                    say(f"{repeat + 1} of {repeats}: {way}, {state} caches: {seconds[way][state][-1]:.2f} s")
     return {way: {state: Interval.of(values) for state, values in states.items()} for way, states in seconds.items()}
 
 
