@@ -10,9 +10,10 @@ from torch import is_grad_enabled
 from torch.autograd import forward_ad
 
 from kernels import backward, plans, residual
+from kernels.calls import Call
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
-from kernels.plans import MAX_PLANS, Call, Plan
+from kernels.plans import MAX_PLANS, Plan
 from kernels.reference import rmsnorm_torch
 from kernels.shortcuts import Shortcuts
 from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset

@@ -8,8 +8,8 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels.backward import BackwardPlans, torch_backward
+from kernels.calls import Call
 from kernels.numerics import Numerics
-from kernels.plans import Call
 from tuning_db.model import Config
 
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether a tensor stands for many, as under is_grads_batched

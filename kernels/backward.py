@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from kernels.allocation import packed
+from kernels.calls import dtype_name
 from kernels.geometry import Geometry, geometry_of
 from kernels.numerics import PLAIN, Numerics
-from kernels.plans import dtype_name
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 
 from kernels.allocation import on_current_gpu
+from kernels.calls import Call, dtype_name
 from kernels.device import interpreting
 from kernels.geometry import geometry_of
 from kernels.numerics import Numerics
@@ -20,9 +20,6 @@ from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, che
 
 MAX_PLANS = 16384
 """Kinds of calls of a function remembered; past that the table starts anew. 16384 plans take some 30 MB."""
-
-Call: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
-"""call(out, x, weight, eps) -> y for one kind of arguments, everything else decided. Without out it allocates y."""
 
 
 class Plan(NamedTuple):
@@ -221,7 +218,3 @@ def _restriding(call: Call, strides: tuple[int, ...]) -> Call:
         return placed(call(None, x, weight, eps), out, strides)
 
     return restrided
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -9,11 +9,12 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels import residual_plans
+from kernels.calls import Sums
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.plans import MAX_PLANS
 from kernels.reference import add_rmsnorm_torch
-from kernels.residual_plans import AddPlan, Sums
+from kernels.residual_plans import AddPlan
 from kernels.shortcuts import AddShortcuts
 from kernels.validation import check_add_arguments, checked_eps, checked_numerics, overlap_offset
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from kernels.autograd import needs_operations
+from kernels.calls import AddCall, Sums
 from kernels.numerics import Numerics
 from kernels.residual_backward import AddBackwardPlans, AddGradients, add_backward_torch
-from kernels.residual_plans import AddCall, Sums
 from tuning_db.model import Config
 
 

@@ -9,8 +9,8 @@ import torch
 
 from kernels.allocation import packed
 from kernels.backward import MAX_PLANS, readable, remembered, rows_geometry
+from kernels.calls import dtype_name
 from kernels.numerics import PLAIN, Numerics
-from kernels.plans import dtype_name
 from kernels.reference import rmsnorm_backward_torch
 from tuning_db.model import NO_WEIGHT, Config
 

@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kernels import plans, residual_plans
+from kernels.calls import Sums
 from kernels.numerics import Numerics
 from kernels.operator_library import NUMERICS, mode_arguments, operators, register, register_composite
 from kernels.reference import add_rmsnorm_torch
 from kernels.residual import add_rmsnorm
 from kernels.residual_backward import AddGradients, add_backward_plans, add_backward_torch
-from kernels.residual_plans import Sums
 from kernels.validation import check_add_arguments
 
 Weight: TypeAlias = "torch.Tensor | None"

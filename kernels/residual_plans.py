@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 
 from kernels.allocation import on_device
+from kernels.calls import AddCall, Sums, dtype_name
 from kernels.geometry import geometry_of
 from kernels.numerics import Numerics
 from kernels.overrides import active_override
-from kernels.plans import dtype_name, kernels_serve, needs_grad, of_a_subclass, placed, requested_backend, why_no_kernel
+from kernels.plans import kernels_serve, needs_grad, of_a_subclass, placed, requested_backend, why_no_kernel
 from kernels.reference import add_rmsnorm_torch
 from kernels.validation import InvalidInput, check_add_arguments, check_add_memory, overlap_offset
 from tuning_db.model import ADD_FORWARD, LAYOUTS_OF, NO_WEIGHT
-
-Sums: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""y and new_residual."""
-
-AddCall: TypeAlias = Callable[
-    ["torch.Tensor | None", "torch.Tensor | None", torch.Tensor, torch.Tensor, "torch.Tensor | None", float], Sums
-]
-"""call(out, residual_out, x, residual, weight, eps) for one kind of arguments. Results that are not given are allocated."""
 
 
 class AddPlan(NamedTuple):

@@ -8,8 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import is_grad_enabled
 
-from kernels.plans import Call
-from kernels.residual_plans import AddCall
+from kernels.calls import AddCall, Call
 from kernels.validation import overlap_offset, span_bytes
 
 MAX_SHAPES = 16384

@@ -1,0 +1,24 @@
+"""What plans hold and hand on: functions that serve one kind of arguments, everything else decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+Call: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
+"""call(out, x, weight, eps) -> y. Without out it allocates y."""
+
+Sums: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""y and new_residual."""
+
+AddCall: TypeAlias = Callable[
+    ["torch.Tensor | None", "torch.Tensor | None", torch.Tensor, torch.Tensor, "torch.Tensor | None", float], Sums
+]
+"""call(out, residual_out, x, residual, weight, eps). Results that are not given are allocated."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As Problems have it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
