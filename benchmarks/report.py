@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.points import point
-from benchmarks.results import FirstCallResult, HostResult, Provenance, ResultError, RunResult
+from benchmarks.results import FirstCallResult, HostResult, Provenance, ResultError, RunResult, groups_of
 from tuner.display import problem_label
 from tuner.report.bars import bars
 from tuner.report.page import write_page
@@ -30,17 +30,21 @@ def _section(number: int, result: Result) -> Section:
             raise ResultError(f"result {number}, {title}, has no times of `rmsnorm` to draw: run with the provider tuned")
         return section(f"{slug}-run", title, str(result.provenance), points)
     if isinstance(result, HostResult):
-        title = f"Host time of a call, {result.rows}x{result.cols} bf16, {result.provenance.device.name}"
-        return _bars(f"{slug}-host", title, result.provenance, result.times_us, "µs")
+        title = f"Host time of a call, {result.rows}x{result.cols} bf16"
+        return _bars(f"{slug}-host", title, result.provenance, groups_of(result.times_us), "µs")
     seconds = {way: {f"{state} caches": value.median for state, value in by_state.items()} for way, by_state in result.seconds.items()}
-    title = f"First call of a new process, {problem_label(result.problem)}, {result.provenance.device.name}"
-    return _bars(f"{slug}-first-call", title, result.provenance, seconds, "s")
+    title = f"First call of a new process, {problem_label(result.problem)}"
+    return _bars(f"{slug}-first-call", title, result.provenance, {"": seconds}, "s")
 
 
-def _bars(slug: str, title: str, provenance: Provenance, values: dict[str, dict[str, float]], unit: str) -> Section:
+def _bars(slug: str, title: str, provenance: Provenance, groups: dict[str, dict[str, dict[str, float]]], unit: str) -> Section:
+    """A drawing for each group, by what its title adds; the board is in the line under it."""
     with drawing_style():
-        drawing = bars(slug, title, str(provenance), values, unit)
-    return Section(slug, title, str(provenance), (), (drawing,))
+        drawings = [
+            bars(f"{slug}-{number}", f"{title}, {addition}" if addition else title, str(provenance), values, unit)
+            for number, (addition, values) in enumerate(groups.items(), start=1)
+        ]
+    return Section(slug, f"{title}, {provenance.device.name}", str(provenance), (), tuple(drawings))
 
 
 def _slug(provenance: Provenance) -> str:

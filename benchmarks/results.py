@@ -86,6 +86,7 @@ WAYS = (ONE_SHAPE, OUT_GIVEN, IN_TURN)
 WITH_GRAD, WITH_BACKWARD, MODULE = "requires grad", "and its backward", "module"
 WAYS_WITH_GRAD = (WITH_GRAD, WITH_BACKWARD, MODULE)
 """x and the weight require grad, and gradients are recorded."""
+GROUPS_OF_WAYS = {"without gradients": WAYS, "x and weight require grad": WAYS_WITH_GRAD}
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,15 @@ class HostResult:
     rows: int
     cols: int
     times_us: dict[str, dict[str, float]]
+
+
+def groups_of(times_us: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Times by title of a group of ways, provider and way; who has none of a group is left out of it."""
+    groups = {}
+    for title, ways in GROUPS_OF_WAYS.items():
+        found = {name: {way: times[way] for way in ways if way in times} for name, times in times_us.items()}
+        groups[title] = {name: times for name, times in found.items() if times}
+    return {title: times for title, times in groups.items() if times}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 
 from benchmarks.points import point
-from benchmarks.results import ONE_SHAPE, WAYS, WAYS_WITH_GRAD, CaseResult, Interval, RunResult
+from benchmarks.results import ONE_SHAPE, CaseResult, Interval, RunResult, groups_of
 from benchmarks.verdict import Change, Judged, Verdict
 from tuner.display import count, microseconds, problem_label, table
 
@@ -138,17 +138,13 @@ def judged_markdown(judged: Sequence[Judged], title: str) -> str:
 
 def print_host(console: Console, times_us: Mapping[str, Mapping[str, float]], base: str) -> None:
     """µs of host time by provider and way, and the ratio to `base` called the same way, or else on one shape."""
-    seen = {way for times in times_us.values() for way in times}
     units = times_us.get(base, {})
-    groups = {"without gradients": WAYS, "x and weight require grad": WAYS_WITH_GRAD}
-    for title, group in groups.items():
-        ways = [way for way in group if way in seen]
+    for title, group in groups_of(times_us).items():
+        ways = list(dict.fromkeys(way for times in group.values() for way in times))
         made = table(f"host time of a call, µs / × {base}, {title}", "call", *ways, right=ways)
-        for name, times in times_us.items():
-            if any(way in times for way in ways):
-                made.add_row(name, *(host_cell(times.get(way), units.get(way, units.get(ONE_SHAPE))) for way in ways))
-        if ways:
-            console.print(made)
+        for name, times in group.items():
+            made.add_row(name, *(host_cell(times.get(way), units.get(way, units.get(ONE_SHAPE))) for way in ways))
+        console.print(made)
 
 
 def host_cell(value: float | None, unit: float | None) -> str:

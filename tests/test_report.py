@@ -120,12 +120,12 @@ def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
     assert not re.findall(r'(?:src|href|xlink:href)="(?!#)', text)
     assert not re.findall(r"url\((?!#)", text)
     assert "@import" not in text
-    assert text.count("<svg") == 11
+    assert text.count("<svg") == 12
     ids = re.findall(r'id="([^"]+)"', text)
     assert len(set(ids)) == len(ids)
     assert {target for target in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text) for target in target if target} <= set(ids)
     pngs = {file.name for file in page.parent.glob("*.png")}
-    assert len(pngs) == 11
+    assert len(pngs) == 12
     for part in ("host", "first-call", "bandwidth"):
         assert any(part in name for name in pngs)
 
@@ -252,7 +252,7 @@ def test_the_page_renders_and_nothing_overflows(browser: Any) -> None:
     figures = browser.execute_script(
         "return [...document.querySelectorAll('main > section > .figures svg')].map(s => [s.clientWidth, s.clientHeight])"
     )
-    assert len(figures) == 9
+    assert len(figures) == 10
     assert all(width > 300 and height > 100 for width, height in figures)
     outside = """
         const main = document.querySelector('main').getBoundingClientRect();

@@ -9,7 +9,7 @@ from tuner.report.style import INK, PROVIDERS, Drawing, canvas, drawn
 
 BAR_INCHES, GAP_INCHES, WIDTH = 0.2, 0.16, 6.4
 SHADES = (1.0, 0.62, 0.36)
-"""Opacity of the bars of a group, in order."""
+"""Opacity of the bars of a group, in order; no group has more."""
 
 
 def bars(name: str, title: str, origin: str, values: Mapping[str, Mapping[str, float]], unit: str) -> Drawing:
@@ -22,7 +22,7 @@ def bars(name: str, title: str, origin: str, values: Mapping[str, Mapping[str, f
     y = 0.0
     for provider in order:
         start = y
-        for shade, (way, value) in zip(SHADES, values[provider].items(), strict=False):
+        for shade, (way, value) in zip(SHADES[: len(values[provider])], values[provider].items(), strict=True):
             colour = PROVIDERS.get(provider, PROVIDERS["eager"])
             axes.barh(y, value, height=BAR_INCHES * 0.86, color=colour, alpha=shade)
             axes.text(value + longest * 0.008, y, f"{value:.3g} {unit}  {way}", va="center", fontsize=7.5, color=INK)
