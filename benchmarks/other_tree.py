@@ -29,7 +29,7 @@ class OtherTree:
         with self.active():
             try:
                 kernels = importlib.import_module("kernels")
-                if not str(kernels.__file__).startswith(self._root):
+                if not Path(str(kernels.__file__)).is_relative_to(self._root):
                     raise ImportError(f"{self._root} has no package kernels, {kernels.__file__} was found")
                 if name not in kernels.__all__:
                     raise Refusal(f"has no {name}")

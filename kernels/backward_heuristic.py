@@ -21,7 +21,7 @@ PROGRAM_WARPS = 4
 """Of a program that holds one row: more have too little each between two sums (H100: 8 or 16 cost 1 to 2 % at 4096 columns)."""
 
 MOST_THREAD_ELEMENTS = 32
-"""Of one row: beyond there are more warps (H100: 40 cost 6 % at 5120 columns)."""
+"""Of one row, rounded up to a power of two: beyond there are more warps (H100: four cost 6 % at 5120 columns)."""
 
 TILE_WARPS_PER_SM = 8
 """Of programs that hold several rows (H100: 16 cost 17 % at 256 columns)."""

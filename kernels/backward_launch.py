@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from kernels.device import INTERPRETER, describe, has_pdl, interpreting
+from kernels.device import INTERPRETER, describe, interpreting
+from kernels.driver import driver_version
 from kernels.geometry import Geometry
-from kernels.launch import Binary, binary_of, kernel_arguments
+from kernels.launch import Binary, binary_of, has_pdl, kernel_arguments
 from kernels.numerics import PLAIN, Numerics
 from kernels.pointer_launch import pointer_launcher
 from kernels.variants import COLUMN_SUM, VARIANTS, column_sum
@@ -20,6 +21,9 @@ BackwardLauncher: TypeAlias = Callable[..., None]
 """launch(dx, dw, dy, x, weight, eps, dsum=None, daddend=None) on the current stream of x's device, for tensors like those it was built for.
 
 dx, dw, dsum and daddend are packed."""
+
+PDL_DRIVER = 12030
+"""CUDA 12.3: drivers before it can't capture a programmatic dependent launch in a graph."""
 
 
 def build_backward_launcher(
@@ -42,7 +46,7 @@ def build_backward_launcher(
     variant: Any = VARIANTS[config.variant]
     wants_dw = wants_dw and dtypes[1] != NO_WEIGHT
     device = INTERPRETER if interpreting() else describe(device_index)
-    pdl = has_pdl(device.arch)
+    pdl = has_pdl(device.arch) and driver_version() >= PDL_DRIVER
     ptx = not interpreting() and torch.version.hip is None
     arguments = kernel_arguments(config, geometry, ptx=ptx, pdl=pdl, numerics=numerics)
     sized = {**arguments, "sm_count": device.sm_count if sm_count is None else sm_count}

@@ -51,15 +51,6 @@ def current_device() -> Device:
     return INTERPRETER if interpreting() else describe(torch.cuda.current_device())
 
 
-def has_pdl(arch: str) -> bool:
-    """Whether an architecture has programmatic dependent launch: a kernel's programs start before the launch ahead of it has ended.
-
-    It is said to be so by the CUDA C++ Programming Guide of compute capability 9.0 and above.
-    """
-    family, _, capability = arch.partition("_")
-    return family == "sm" and int(capability) >= 90
-
-
 def cuda_version() -> str:
     """Version of the CUDA or ROCm that this torch was built for, `none` for a CPU build."""
     return torch.version.cuda or torch.version.hip or "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 from tuning_db.model import Device
 
@@ -21,6 +22,17 @@ CUDA_ATTRIBUTES = {
 
 class DriverError(RuntimeError):
     """The driver refuses; the text says what, with its number for the reason."""
+
+
+@functools.cache
+def driver_version() -> int:
+    """The newest CUDA that NVIDIA's driver serves: 12030 is 12.3. 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int()
+    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else 0
 
 
 def first_nvidia_device() -> Device | None:

@@ -26,6 +26,8 @@ Launcher: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tens
 
 Shapes, strides and dtypes are those it was built for."""
 
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 OPTIONS = ("num_warps", "maxnreg")
 """Params of a config that are launch options; all others are constexprs of the kernel in lower case."""
 
@@ -102,6 +104,15 @@ def compile_binary(binary: Binary, target: GPUTarget) -> CompiledKernel:
     constexprs: dict[str, Any] = {**dict(binary.constexprs), **{name: None for name, dtype in binary.pointers if dtype == NO_WEIGHT}}
     source = ASTSource(function, signature, constexprs, attributes)
     return triton.compile(source, target=target, options={**dict(binary.options), "enable_fp_fusion": True})
+
+
+def has_pdl(arch: str) -> bool:
+    """Whether kernels for an architecture use programmatic dependent launch: its programs start before the launch ahead has ended.
+
+    By the CUDA C++ Programming Guide compute capability 9.0 and above can. Triton 3.4 has the instructions, but can't compile them.
+    """
+    family, _, capability = arch.partition("_")
+    return family == "sm" and int(capability) >= 90 and _TRITON >= (3, 5)
 
 
 @functools.lru_cache(maxsize=4096)

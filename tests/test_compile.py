@@ -78,10 +78,9 @@ def spilled_bytes(compiled: Any) -> int:
 def compile_arch(arch: str) -> dict[str, Any]:
     """What test functions below assert, as plain data."""
     from kernels.backward_launch import column_sum_binary
-    from kernels.device import has_pdl
     from kernels.geometry import geometry_of_problem
     from kernels.heuristic import heuristic_config
-    from kernels.launch import binary_of, compile_binary, kernel_arguments
+    from kernels.launch import binary_of, compile_binary, has_pdl, kernel_arguments
     from kernels.numerics import PLAIN, Numerics
     from kernels.variants import VARIANTS, column_sum, is_legal, space
     from tuner.architectures import architectures

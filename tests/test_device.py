@@ -1,10 +1,12 @@
-"""What is said of a GPU that nobody here has: AMD's fingerprint from made-up properties."""
+"""What is said of a GPU that nobody here has: AMD's fingerprint from made-up properties, what an architecture and a driver can."""
 
+import ctypes
 from types import SimpleNamespace
 
 import pytest
 
 from kernels import device as gpus
+from kernels import driver, launch
 from tuner.architectures import architectures
 
 
@@ -45,3 +47,32 @@ def test_the_table_names_the_source_of_every_figure() -> None:
     assert len(columns) == 1
     assert all(len(row["source"]) > 20 for row in table.values())
     assert all(row["warp_size"] == (64 if arch.startswith("gfx9") else 32) for arch, row in table.items())
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [("sm_80", False), ("sm_89", False), ("sm_90", True), ("sm_120", True), ("gfx942", False), (gpus.INTERPRETER.arch, False)],
+)
+def test_who_has_programmatic_dependent_launch(monkeypatch: pytest.MonkeyPatch, arch: str, expected: bool) -> None:
+    monkeypatch.setattr(launch, "_TRITON", (3, 6))
+    assert launch.has_pdl(arch) is expected
+    monkeypatch.setattr(launch, "_TRITON", (3, 4))  # which can't compile its instructions
+    assert launch.has_pdl(arch) is False
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0, 12040), (3, 0)])
+def test_the_drivers_version(monkeypatch: pytest.MonkeyPatch, error: int, expected: int) -> None:
+    def get(version: object) -> int:
+        ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = 12040
+        return error
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=get))
+    assert driver.driver_version.__wrapped__() == expected
+
+
+def test_without_a_driver_it_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", missing)
+    assert driver.driver_version.__wrapped__() == 0

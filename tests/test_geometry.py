@@ -8,8 +8,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels.geometry import Geometry, geometry_of, geometry_of_problem
-from tuning_db.model import LAYOUTS, Problem
+from kernels.geometry import Geometry, divisor_of, geometry_of, geometry_of_problem
+from kernels.variants import VARIANTS, is_legal, space
+from tuner.architectures import architectures
+from tuning_db.model import FORWARD, LAYOUTS, Problem, bucket_rows
+
+H100 = architectures()["sm_90"].device
 
 
 @st.composite
@@ -134,3 +138,29 @@ def test_the_tuner_times_what_it_says(rows, cols, layout, inner):
     assert nest.problem("bfloat16", "none", "bfloat16").inner_rows == inner_rows
     written = [y for row in rows_by_geometry(nest) for _, y in row]
     assert sorted(written) == list(range(rows * cols))
+
+
+@given(st.integers(1, 2**31 - 1) | st.integers(0, 30).map(lambda bits: 2**bits), st.integers(0, 2**31 - 1))
+@example(1, 2**31 - 1)
+@example(2**31 - 1, 2**31 - 1)
+def test_a_divisor_divides_every_row_number(count: int, row: int) -> None:
+    """At the row asked for, and on both sides of the last multiple of count, where a multiplier that is a little off errs first."""
+    divisor = divisor_of(count)
+    multiplier, shift = divisor & 0xFFFFFFFF, divisor >> 32
+    assert divisor < 2**63
+    last = (2**31 - 1) // count * count
+    for number in (row, last, last - 1):
+        assert number * multiplier >> shift == number // count
+
+
+def test_two_strides_are_served_only_where_rows_can_be_divided() -> None:
+    """A problem's rows stand for all that are bucketed to them."""
+    buckets = [rows for octave in range(33) for rows in (2**octave, 3 * 2**octave)]
+    for name, variant in VARIANTS.items():
+        if "two_stride" in variant.LAYOUTS and FORWARD in variant.OPS:
+            problems = (
+                Problem(FORWARD, *("bfloat16",) * 3, rows, cols, "two_stride") for rows in buckets for cols in (128, 16_384, 131_072)
+            )
+            served = [p.rows for p in problems if any(is_legal(config, p, H100) for config in space(name))]
+            assert served, name
+            assert max(served) < bucket_rows(2**31 - 1), name

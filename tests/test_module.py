@@ -7,9 +7,13 @@ import io
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
-from kernels import InvalidInput, RMSNorm, plans, stats
+from kernels import InvalidInput, RMSNorm, override, plans, stats
+from kernels.device import current_device
+from kernels.variants import candidates
 from oracle import DEVICE, DTYPES, assert_rmsnorm, random_x
+from tuning_db.model import Problem
 
 module = importlib.import_module("kernels.module")
 
@@ -136,6 +140,48 @@ def test_numerics_modes(shape):
         llama.weight.fill_(1.1)
         assert torch.equal(llama(x), (plain(x) * llama.weight).half())
     assert repr(gemma).endswith("elementwise_affine=True, weight_offset=1.0, casting='gemma')")
+
+
+def warmed(size: int, **arguments) -> tuple[RMSNorm, torch.Tensor]:
+    """A module, and an x whose kind of call it knows."""
+    ours, x = RMSNorm(size, eps=1e-5, **arguments).to(DEVICE), random_x((4, size), torch.float32)
+    for _ in range(2):
+        ours(x)
+    return ours, x
+
+
+def test_a_known_call_obeys_an_override():
+    ours, x = warmed(64)
+    config = next(config for config in candidates(Problem("rmsnorm", *("float32",) * 3, 4, 64), current_device()))
+    with override(config):
+        ours(x)
+    assert stats()["override"] == 1
+
+
+def test_a_known_call_has_a_tangent_under_forward_mode():
+    ours, x = warmed(64)
+    with forward_ad.dual_level():
+        y = ours(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert forward_ad.unpack_dual(y).tangent is not None
+
+
+def test_a_parametrized_weight_counts():
+    class Doubled(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    ours, x = warmed(64)
+    plain = ours(x)
+    torch.nn.utils.parametrize.register_parametrization(ours, "weight", Doubled())
+    for _ in range(2):
+        assert torch.equal(ours(x), 2 * plain)
+
+
+def test_rows_that_another_module_knows_are_still_of_the_wrong_length():
+    narrow, _ = warmed(32, elementwise_affine=False)
+    _, x = warmed(64, elementwise_affine=False)
+    with pytest.raises(RuntimeError, match="32"):
+        narrow(x)
 
 
 def test_bad_modes():

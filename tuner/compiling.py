@@ -18,9 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from kernels.device import has_pdl
 from kernels.geometry import geometry_of_problem
-from kernels.launch import Binary, binary_of, compile_binary, kernel_arguments
+from kernels.launch import Binary, binary_of, compile_binary, has_pdl, kernel_arguments
 from tuner.failure import Failure
 from tuner.worker import Died, TimedOut, Worker
 from tuning_db.model import Config, Device, Problem, Resources, Status

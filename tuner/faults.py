@@ -20,5 +20,5 @@ def standing_faults(store: Store, arch: str) -> list[Trial]:
 def _has_passed_since(fault: Trial, store: Store, arch: str) -> bool:
     """A modelled trial was only compiled: it says nothing."""
     known = (trial for device in store.devices(arch) for trial in store.trials(device.uid, fault.problem))
-    same = (trial for trial in known if trial.config == fault.config and trial.created_at > fault.created_at)
+    same = (trial for trial in known if trial.config == fault.config and is_current(trial) and trial.created_at > fault.created_at)
     return any(trial.measurement is not None and source_of(trial.measurement) is Source.MEASURED for trial in same)

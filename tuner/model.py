@@ -131,8 +131,7 @@ def _forward(problem: Problem, config: Config, arguments: Mapping[str, Any], dev
     reads_twice = config.variant == "looped" or (config.variant == "strided_axis" and not arguments["ONE_BLOCK"])
     loads = -(-elements // (programs * held)) * (2 if reads_twice else 1)
     streams = 2 if problem.adds else 1  # of what is read: x, an addend
-    latency_us = LATENCY_US / int(arguments.get("STAGES", 1))  # of a pipelined loop
-    program_us = loads * (latency_us + streams * held / (num_warps * device.warp_size) * THREAD_ELEMENT_US)
+    program_us = loads * (LATENCY_US + streams * held / (num_warps * device.warp_size) * THREAD_ELEMENT_US)
     program_us += math.log2(num_warps) * WARPS_SUM_US + _exchange_us(config, problem.cols)
     program_us += LATE_WEIGHT_US if problem.w_dtype != NO_WEIGHT and config.params.get("weight_first") is False else 0.0
 

@@ -10,6 +10,7 @@ A variant is a module with
   grid             (named arguments) -> the launch grid; a backward variant's also takes `sm_count`, the GPU's
   workspace_words  optional: (named arguments) -> 64-bit words of zeroed workspace
   partial_rows     backward only: (as grid) -> how many partial rows of dw a launch stores
+A backward kernel takes PDL, and where that is so and partial rows are stored, calls `gdc_launch_dependents` at its start.
 Kernels take the fields of `kernels.numerics.Numerics` as constexprs, in upper case; those of a backward WEIGHT_OFFSET alone.
 A kernel with a constexpr CLUSTER is launched in hardware clusters of so many programs.
 """

@@ -55,7 +55,7 @@ def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> boo
 
 
 def piece_cols(cols: int, num_warps: int) -> int:
-    """Columns of a piece: of the powers of two that give every thread THREAD_COLS, the largest with the fewest columns in all pieces."""
+    """Columns of a piece: the largest power of two with the fewest columns in all pieces, of those that give 32 lanes THREAD_COLS each."""
     sizes = [row_block(cols)]
     while sizes[-1] // 2 >= num_warps * 32 * THREAD_COLS:
         sizes.append(sizes[-1] // 2)

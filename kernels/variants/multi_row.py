@@ -28,11 +28,15 @@ IN_PLACE = True
 
 MAX_COLS = 4096
 MAX_ROWS = 2**31  # rows / rows_per_program programs, at least two rows each
+MAX_TWO_STRIDE_ROWS = 3 * 2**29
+"""The largest bucket of rows that stands for less than 2^31, which `row_start` can divide."""
 
 
 def is_valid(params: Mapping[str, Any], problem: Problem, device: Device) -> bool:
     rows_per_program, num_warps = params["rows_per_program"], params["num_warps"]
     if problem.layout not in LAYOUTS or problem.cols > MAX_COLS or problem.rows > MAX_ROWS:
+        return False
+    if problem.layout == "two_stride" and problem.rows > MAX_TWO_STRIDE_ROWS:
         return False
     if rows_per_program > max(2, next_power_of_2(problem.rows)):
         return False
