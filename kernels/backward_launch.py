@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from kernels.allocation import packed
 from kernels.device import INTERPRETER, describe, interpreting
 from kernels.driver import driver_version
 from kernels.geometry import Geometry
@@ -58,10 +59,11 @@ def build_backward_launcher(
     gradients = pointer_launcher(binary, grid, arguments, device_index, words=words, use=("backward", *grid))
     partial_rows = variant.partial_rows(sized) if wants_dw else 0
     summing = column_sum.arguments_for(partial_rows, geometry.cols, pdl=pdl)
-    column_sums = None
+    column_sums = new_partials = None
     if wants_dw:
         column_sums = pointer_launcher(column_sum_binary(summing, dtypes[1]), column_sum.grid(summing), summing, device_index)
-    shape = (partial_rows, geometry.cols)
+        torch_device = torch.device("cpu") if interpreting() else torch.device("cuda", device_index)
+        new_partials = packed(torch.Size((partial_rows, geometry.cols)), torch.float32, torch_device)
 
     def launch(
         dx: torch.Tensor | None,
@@ -73,7 +75,7 @@ def build_backward_launcher(
         dsum: torch.Tensor | None = None,
         daddend: torch.Tensor | None = None,
     ) -> None:
-        partials = None if column_sums is None else torch.empty(shape, dtype=torch.float32, device=x.device)
+        partials = None if new_partials is None else new_partials()
         gradients((dx, partials, dy, x, weight, dsum, daddend), eps)
         if column_sums is not None:
             column_sums((dw, partials))
