@@ -89,7 +89,7 @@ def rmsnorm(
                     if check(x) if weight is None else check(x, weight):
                         call = known
                         break
-        except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes: the checks say which
+        except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
             call = None
         if call is not None:
             return call(out, x, weight, eps)
