@@ -17,6 +17,7 @@ from kernels.allocation import Allocate
 from kernels.device import interpreting
 from kernels.geometry import Geometry
 from kernels.numerics import PLAIN, Numerics
+from kernels.submission import packed_submission, submission
 from kernels.variants import VARIANTS, jit_function, split_row
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -159,15 +160,15 @@ def build_launcher(
         return _interpreted_launcher(config, arguments, grid, words)
     grid = (grid[0] // arguments.get("CLUSTER", 1), *grid[1:])  # Triton's launchers count it in clusters, see _start_in_clusters
     scalars = {**arguments, **dict.fromkeys(OPTIONAL_POINTERS)}
-    tail = tuple(scalars[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps"))
+    after_eps = {name: scalars[name] for name in variant.kernel.fn.fn.arg_names if name not in (*POINTERS, "eps")}
+    compiled = load_binary(binary_of(config, dtypes, arguments, aligned=True), device_index)
 
     @functools.cache
     def ordinary(aligned: bool) -> Launcher:
-        compiled = load_binary(binary_of(config, dtypes, arguments, aligned=aligned), device_index)
-        return _ordinary_launcher(compiled, grid, tail, device_index, words)
+        kernel = compiled if aligned else load_binary(binary_of(config, dtypes, arguments, aligned=False), device_index)
+        return _ordinary_launcher(kernel, grid, tuple(after_eps.values()), device_index, words)
 
-    compiled = load_binary(binary_of(config, dtypes, arguments, aligned=True), device_index)
-    return _direct_launcher(compiled, grid, tail, device_index, words, allocate, ordinary)
+    return _direct_launcher(compiled, grid, after_eps, device_index, words, allocate, ordinary)
 
 
 def _interpreted_launcher(config: Config, arguments: dict[str, Any], grid: tuple[int, int, int], words: int) -> Launcher:
@@ -200,48 +201,36 @@ def _ordinary_launcher(
     return launch
 
 
-def submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:
-    """The function that submits a launch, and its arguments between the CUfunction and the kernel's own; no hooks, no metadata for them.
-
-    In Triton 3.6 on CUDA it is the launcher object's own C function, 1 µs less than the Python around it; else that Python.
-    """
-    launcher = compiled.run
-    if (
-        triton.__version__.startswith("3.6.")
-        and type(launcher).__name__ == "CudaLauncher"
-        and type(launcher.launch).__name__ == "builtin_function_or_method"
-        and launcher.global_scratch_size == 0
-        and launcher.profile_scratch_size == 0
-    ):
-        scratch = (None, None)
-        metadata = (compiled.packed_metadata, None, None, None)
-        return launcher.launch, (launcher.launch_cooperative_grid, launcher.launch_pdl, *scratch, *metadata)
-    return launcher, (compiled.packed_metadata, None, None, None)
-
-
 def _direct_launcher(
     compiled: CompiledKernel,
     grid: tuple[int, int, int],
-    tail: tuple[Any, ...],
+    arguments: Mapping[str, Any],
     device_index: int,
     words: int,
     allocate: Allocate | None,
     ordinary: Callable[[bool], Launcher],
 ) -> Launcher:
-    """Submits with integers for pointers: nothing is looked up, bound or specialised again.
+    """Submits with integers for pointers.
 
-    Anything odd goes the ordinary way: a pointer that is no multiple of 16, a launch hook (profilers), another device current. The
-    launcher holds the CompiledKernel, not its handle alone: newer Tritons unload a kernel that nobody holds.
+    Anything odd goes the ordinary way, which also holds the CompiledKernel: newer Tritons unload a kernel that nobody holds. Odd are a
+    pointer that is no multiple of 16, a launch hook (profilers), another device current.
     """
     submit, middle = submission(compiled)
-    grid_x, grid_y, grid_z = grid
+    packed = packed_submission(compiled, grid)
+    before, after = grid, (compiled.function, *middle)
+    tail = tuple(arguments.values())
+    if packed is not None:
+        submit, before = packed.submit, packed.before
+        tail = (*(value for name, value in arguments.items() if compiled.src.signature[name] != "constexpr"), *packed.last)
+    is_packed = packed is not None
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
+    has_others = torch.cuda.device_count() > 1
     runtime = knobs.runtime
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     enter_calls, leave_calls = getattr(enter, "calls", ()), getattr(leave, "calls", ())  # lists that `add` appends to
 
     def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-        elsewhere = device_now() != device_index
+        elsewhere = has_others and device_now() != device_index
         if y is None:
             y = torch.empty_like(x) if elsewhere or allocate is None else allocate()
         y_ptr, x_ptr = y.data_ptr(), x.data_ptr()
@@ -251,11 +240,12 @@ def _direct_launcher(
         if misaligned or hooked or elsewhere:
             return ordinary(not misaligned)(y, x, weight, eps)
         stream = raw_stream(device_index)
-        if words:
-            scratch = workspace(device_index, stream, grid_x, words).data_ptr()
-            submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, scratch, eps, *tail)
+        scratch = (workspace(device_index, stream, grid[0], words).data_ptr(),) if words else ()
+        if is_packed:
+            pointers = (y_ptr, x_ptr) if weight is None else (y_ptr, x_ptr, w_ptr)
+            submit(*before, (*pointers, *scratch, eps, *tail), stream)
         else:
-            submit(grid_x, grid_y, grid_z, stream, compiled.function, *middle, y_ptr, x_ptr, w_ptr, eps, *tail)
+            submit(*before, stream, *after, y_ptr, x_ptr, w_ptr, *scratch, eps, *tail)
         return y
 
     return launch

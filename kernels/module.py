@@ -67,8 +67,8 @@ class RMSNorm(torch.nn.RMSNorm):
             eps = FLOAT64_EPS if x.dtype == torch.float64 else FLOAT32_EPS
         if not torch.compiler.is_dynamo_compiling():
             call = known_call(x, weight, eps, self.weight_offset, self.casting)
-            if call is not None and (x.shape[-1],) == self.normalized_shape:
-                return call(None, x, weight, eps)
+            if call is not None and (weight is not None or (x.shape[-1],) == self.normalized_shape):
+                return call(None, x, weight, eps)  # what a weight fits, it has the length of
         dims = len(self.normalized_shape)
         if x.shape[-dims:] != self.normalized_shape:
             return super().forward(x)  # torch words the error

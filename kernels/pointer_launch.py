@@ -12,7 +12,8 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 
 from kernels.device import interpreting
-from kernels.launch import OPTIONAL_POINTERS, Binary, load_binary, submission
+from kernels.launch import OPTIONAL_POINTERS, Binary, load_binary
+from kernels.submission import submission
 from kernels.variants import jit_function
 from kernels.workspace import workspace
 

@@ -26,8 +26,10 @@ def rmsnorm_torch(
             return rmsnorm_torch(x, weight, eps, axis, numerics, y_dtype)
     y_dtype = y_dtype or x.dtype
     both = torch.promote_types(x.dtype, y_dtype)
-    if axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == both) and numerics == PLAIN:
-        return F.rms_norm(x.to(both), (x.shape[axis],), weight, eps).to(y_dtype)
+    cols = x.shape[axis]
+    fused = axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == both) and numerics == PLAIN
+    if fused and isinstance(cols, int):  # PyTorch 2.11 traces a symbolic length on a GPU as garbage
+        return F.rms_norm(x.to(both), (cols,), weight, eps).to(y_dtype)
     wide = x.to(torch.promote_types(both, torch.float32))
     y = wide * torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)
     if numerics.round_normalized:

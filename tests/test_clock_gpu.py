@@ -16,7 +16,7 @@ from benchmarks.other_tree import OtherTree
 from benchmarks.paired import compare_versions, former
 from benchmarks.peers import PROVIDERS
 from benchmarks.results import IN_TURN, ONE_SHAPE, WAYS_WITH_GRAD, WITH_BACKWARD, WITH_GRAD, Interval
-from benchmarks.verdict import Verdict, change_between, verdict
+from benchmarks.verdict import SLOWER, Verdict, change_between, verdict
 from kernels.device import describe
 from kernels.heuristic import heuristic_config
 from kernels.launch import Launcher, build_launcher
@@ -148,7 +148,9 @@ def test_the_present_code_and_the_present_code_tie(op: str) -> None:
         assert (found.wrong, found.refused) == ({}, "")
         assert found.change is not None
         assert verdict(found.change) in (Verdict.PASS, Verdict.IMPROVED)
-        assert 1 / TIE <= found.change.ratio.median <= TIE
+        assert found.change.ratio.low <= TIE
+        assert found.change.ratio.high >= 1 / TIE
+        assert 1 / SLOWER <= found.change.ratio.median <= SLOWER
 
 
 def test_host_times_of_ours_and_pytorch() -> None:

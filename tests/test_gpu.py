@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import dispatch, rmsnorm
+from kernels import dispatch, rmsnorm, submission
 from kernels.device import describe
 from kernels.geometry import geometry_of
 from kernels.launch import build_launcher
@@ -352,6 +352,25 @@ def test_a_gpu_that_is_not_current(cols):
                 assert y.device == cuda(index)
                 assert torch.cuda.current_device() == current
                 assert_rmsnorm(y, x, weight)
+
+
+@pytest.mark.parametrize("with_weight", [False, True])
+@pytest.mark.parametrize("variant", FORWARD_VARIANTS)
+def test_both_ways_to_submit_give_the_same_bits(variant, with_weight, monkeypatch):
+    """Inductor's, where this PyTorch has it and the config allows it, and Triton's."""
+    axis = 1 if variant == "strided_axis" else -1
+    shape = {"strided_axis": (2, 100, 96), "multi_row": (1000, 100)}.get(variant, (300, 9216))
+    x = random_x(shape, torch.bfloat16)
+    weight = random_weight(shape[axis], torch.float32) if with_weight else None
+    results = [torch.full_like(x, torch.nan) for _ in range(2)]
+    config = a_config(variant, x, weight, results[0], axis)
+    for y, find in zip(results, (submission._launch_kernel, lambda: None), strict=True):
+        monkeypatch.setattr(submission, "_launch_kernel", find)
+        launch = prepared(config, x, weight, y, axis)
+        launch(y, x, weight, 1e-6)
+        launch(y, x, weight, 1e-6)  # a workspace is left as it was found
+    assert torch.equal(*results)
+    assert_rmsnorm(results[0], x, weight, axis=axis)
 
 
 @pytest.mark.parametrize("cols", [4096, 65_536])
