@@ -18,6 +18,9 @@ from kernels.reference import rmsnorm_torch
 from kernels.shortcuts import Shortcuts
 from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset
 
+LAST_AXIS = -1
+"""Python has one object for it. Were there others, they would take the longer way."""
+
 _plans: dict[Any, Plan] = {}
 _shortcuts: defaultdict[Numerics, Shortcuts] = defaultdict(Shortcuts)  # the check of a call's tensors sees nothing of its numerics
 _plain_shortcuts = _shortcuts[PLAIN]
@@ -76,7 +79,7 @@ def rmsnorm(
         from kernels.operators import traced
 
         return traced(x, weight, eps, axis, out, backend, batch_invariant, numerics)
-    usual = backend == "auto" and axis.__class__ is int and axis == -1 and batch_invariant is False and x.__class__ is torch.Tensor
+    usual = backend == "auto" and axis is LAST_AXIS and batch_invariant is False and x.__class__ is torch.Tensor
     usual = usual and active_override() is None and forward_ad._current_level < 0
     call = None
     if usual:
@@ -85,10 +88,10 @@ def rmsnorm(
             if out is not None:
                 call = shortcuts.find_into(out, x, weight)
             else:
-                for check, known, _, _ in shortcuts.fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
-                    if check(x) if weight is None else check(x, weight):
-                        call = known
-                        break
+                check, call, recording, weightless, _, _ = shortcuts.latest
+                is_latest = recording is is_grad_enabled() and weightless is (weight is None)
+                if not (is_latest and (check(x) if weightless else check(x, weight))):
+                    call = shortcuts.find(x, weight)
         except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
             call = None
         if call is not None:
@@ -118,10 +121,9 @@ def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_
         return None
     is_plain = casting is FP32 and weight_offset is NO_OFFSET
     shortcuts = _plain_shortcuts if is_plain else _shortcuts[checked_numerics(weight_offset, casting)]
-    for check, call, _, _ in shortcuts.fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
-        if check(x) if weight is None else check(x, weight):
-            return call
-    return None
+    check, call, recording, weightless, _, _ = shortcuts.latest
+    is_latest = recording is is_grad_enabled() and weightless is (weight is None)
+    return call if is_latest and (check(x) if weightless else check(x, weight)) else shortcuts.find(x, weight)
 
 
 def _plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import is_grad_enabled
@@ -18,8 +18,21 @@ MAX_KINDS = 8
 Check: TypeAlias = Callable[..., bool]
 """check(*tensors): whether they are of the kind of those it was made for."""
 
-Table: TypeAlias = dict[torch.Size, tuple[tuple[Check, Call, int, int], ...]]
-"""By x's shape: checks, what serves those who pass, and the bytes that x and out span."""
+
+Known: TypeAlias = tuple[Check, Call, "bool | None", bool, int, int]
+"""A check, what serves those who pass, whether gradients are recorded, whether there is no weight, and the bytes that x and out span.
+
+A plain tuple: one with names takes longer to unpack."""
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("serves no call")
+
+
+NOTHING: Known = (_never, _never, None, False, 0, 0)
+
+Table: TypeAlias = dict[torch.Size, tuple[Known, ...]]
+"""By x's shape."""
 
 AddTable: TypeAlias = dict[torch.Size, tuple[tuple[Check, AddCall, int, int], ...]]
 """By x's shape: checks, what serves those who pass, and the bytes that x and residual span."""
@@ -34,19 +47,31 @@ class Shortcuts:
     """
 
     def __init__(self) -> None:
-        self.fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
-        """Of calls without `out`, which `kernels.api` walks itself: a Python frame is 2 % of a call."""
+        self.latest = NOTHING
+        """What served two calls running. Whoever has a call without `out` tries it before `find`, which takes twice the time."""
+        self._before = NOTHING
+        self._fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
         self._in_place: list[list[Table]] = [[{}, {}], [{}, {}]]
         self._into_out: list[list[Table]] = [[{}, {}], [{}, {}]]
+
+    def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Call | None:
+        """What was added for tensors of this kind, without `out`."""
+        for known in self._fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
+            check, call, _, _, _, _ = known
+            if check(x) if weight is None else check(x, weight):
+                self.latest = known if known is self._before else NOTHING  # shapes in turn would fail its check each time
+                self._before = known
+                return call
+        return None
 
     def find_into(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None) -> Call | None:
         """What was added for tensors of this kind, or None, as for an `out` that overlaps x without being x."""
         if out is x:
-            for check, call, _, _ in self._in_place[is_grad_enabled()][weight is None].get(x.shape, ()):
+            for check, call, _, _, _, _ in self._in_place[is_grad_enabled()][weight is None].get(x.shape, ()):
                 if check(x) if weight is None else check(x, weight):
                     return call
             return None
-        for check, call, x_bytes, out_bytes in self._into_out[is_grad_enabled()][weight is None].get(x.shape, ()):
+        for check, call, _, _, x_bytes, out_bytes in self._into_out[is_grad_enabled()][weight is None].get(x.shape, ()):
             if check(x, out) if weight is None else check(x, out, weight):
                 apart = out.data_ptr() - x.data_ptr()
                 return call if apart >= x_bytes or apart <= -out_bytes else None
@@ -56,23 +81,25 @@ class Shortcuts:
         """Remember what serves these tensors, unless nothing can check them or too many of x's shape are known."""
         if x.__class__ is not torch.Tensor:
             return
-        tensors, tables, spans = [x], self.fresh if out is None else self._in_place, (0, 0)
+        tensors, tables, spans = [x], self._fresh if out is None else self._in_place, (0, 0)
         if out is not None and out is not x:
             if overlap_offset(x, out) is not None:
                 return
             tensors, tables, spans = [x, out], self._into_out, (span_bytes(x), span_bytes(out))
         if weight is not None:
             tensors.append(weight)
-        table = tables[is_grad_enabled()][weight is None]
+        recording, weightless = is_grad_enabled(), weight is None
+        table = tables[recording][weightless]
         known = table.get(x.shape, ())
         if len(known) < MAX_KINDS and (known or len(table) < MAX_SHAPES):
             check = _check_of(tensors)
-            if check is not None:
-                table[x.shape] = (*known, (check, call, *spans))  # a new tuple: another thread may be walking the old one
+            if check is not None:  # a new tuple: another thread may be walking the old one
+                table[x.shape] = (*known, (check, call, recording, weightless, *spans))
 
     def clear(self) -> None:
         """Forget everything."""
-        for tables in (self.fresh, self._in_place, self._into_out):
+        self.latest = self._before = NOTHING
+        for tables in (self._fresh, self._in_place, self._into_out):
             for table in (table for pair in tables for table in pair):
                 table.clear()
 

@@ -11,12 +11,15 @@ def targets(graphs) -> list[str]:
     return [name for name in called if "getitem" not in name and "detach" not in name]
 
 
-def skip_where_pytorch_cannot(transform: str, x: torch.Tensor) -> None:
+def skip_where_pytorch_cannot(transform: str, x: torch.Tensor, weight: torch.Tensor) -> None:
     """Skip where torch.compile fails on PyTorch's own norm under this transform: 2.11 does under jvp on a GPU."""
     if transform != "jvp":
         return
-    under_jvp = torch.compile(lambda x: torch.func.jvp(lambda x: F.rms_norm(x, x.shape[-1:]), (x,), (x,))[1], backend="aot_eager")
+
+    def under_jvp(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.jvp(lambda x: F.rms_norm(x, weight.shape, weight, 1e-6), (x,), (x,))[1]
+
     try:
-        under_jvp(x)
+        torch.compile(under_jvp, fullgraph=True, backend="aot_eager")(x)
     except torch._dynamo.exc.TorchRuntimeError as error:
         pytest.skip(f"this PyTorch can't compile F.rms_norm under jvp: {str(error).splitlines()[0]}")

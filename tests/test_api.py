@@ -738,3 +738,42 @@ def test_batch_invariant_of_a_qkv_slice():
 
 def test_meta_tensors():
     assert rmsnorm(torch.empty(3, 8, device="meta"), backend="torch").shape == (3, 8)
+
+
+OTHER_KINDS = {
+    "rows": lambda x, weight: (random_x((5, 64), torch.float32), weight),
+    "strides": lambda x, weight: (random_x((64, 4), torch.float32).t(), weight),
+    "dtype": lambda x, weight: (x.half(), weight),
+    "dtype of the weight": lambda x, weight: (x, weight.half()),
+    "no weight": lambda x, weight: (x, None),
+    "a lazy minus sign": lambda x, weight: (torch.complex(x, x).conj().imag, weight),
+    "a Parameter": lambda x, weight: (x, torch.nn.Parameter(weight)),
+    "requires grad": lambda x, weight: (x.clone().requires_grad_(), weight),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_KINDS)
+def test_the_latest_kind_of_call_serves_no_other(other):
+    """A kind that came twice running is tried first from then on; what follows it, and it again, are served as they would be alone."""
+    x, weight = random_x((4, 64), torch.float32), random_weight(64, torch.float32)
+    changed = OTHER_KINDS[other](x, weight)
+    for tensors in [(x, weight)] * 4 + [changed] * 4 + [(x, weight), changed] * 2:
+        y = rmsnorm(*tensors)
+        assert y.requires_grad == any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        assert_rmsnorm(y, *tensors)
+
+
+def test_the_latest_kind_of_call_knows_whether_gradients_are_recorded():
+    x = random_x((4, 64), torch.float32).requires_grad_()
+    for recording in [True] * 4 + [False] * 4 + [True, False] * 2:
+        with torch.set_grad_enabled(recording):
+            assert rmsnorm(x).requires_grad == recording
+
+
+def test_the_latest_kind_of_call_is_forgotten_with_the_plans(lookups):
+    x = random_x((4, 64), torch.float32)
+    for _ in range(2):
+        for _ in range(4):
+            rmsnorm(x)
+        forget_plans()
+    assert len(lookups) == 2

@@ -359,7 +359,7 @@ def test_a_gpu_that_is_not_current(cols):
 def test_both_ways_to_submit_give_the_same_bits(variant, with_weight, monkeypatch):
     """Inductor's, where this PyTorch has it and the config allows it, and Triton's."""
     axis = 1 if variant == "strided_axis" else -1
-    shape = {"strided_axis": (2, 100, 96), "multi_row": (1000, 100)}.get(variant, (300, 9216))
+    shape = {"strided_axis": (2, 100, 96), "multi_row": (1000, 100), "cluster_row": (60, 40_000)}.get(variant, (300, 9216))
     x = random_x(shape, torch.bfloat16)
     weight = random_weight(shape[axis], torch.float32) if with_weight else None
     results = [torch.full_like(x, torch.nan) for _ in range(2)]

@@ -208,7 +208,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_are_pytorchs(transform):
     x, weight = (tensor.detach() for tensor in inputs()[:2])
-    skip_where_pytorch_cannot(transform, x)
+    skip_where_pytorch_cannot(transform, x, weight)
     backend = AotEagerAndRecordGraphs()
     y = torch.compile(TRANSFORMS[transform], fullgraph=True, backend=backend)(x, weight)
     assert torch.equal(y, TRANSFORMS[transform](x, weight))

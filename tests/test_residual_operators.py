@@ -248,7 +248,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_are_pytorchs(transform):
     tensors = plain()
-    skip_where_pytorch_cannot(transform, tensors[0])
+    skip_where_pytorch_cannot(transform, tensors[0], tensors[2])
     backend = AotEagerAndRecordGraphs()
     got = torch.compile(TRANSFORMS[transform], fullgraph=True, backend=backend)(*tensors)
     for ours, want in zip(got, TRANSFORMS[transform](*tensors), strict=True):
