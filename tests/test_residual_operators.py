@@ -1,5 +1,6 @@
 """`add_rmsnorm` in the graphs of torch.compile and torch.export, as test_operators.py has `rmsnorm`."""
 
+import importlib
 import io
 import os
 import shutil
@@ -23,6 +24,7 @@ PAIRS = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch
 
 @pytest.fixture(autouse=True)
 def _compiles_anew() -> None:
+    importlib.import_module("kernels.residual_operators")  # torch.ops knows the operators from then on
     torch._dynamo.reset()
 
 
