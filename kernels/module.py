@@ -11,6 +11,7 @@ from kernels.device import interpreting
 from kernels.numerics import FP32, NO_OFFSET
 from kernels.validation import InvalidInput, checked_numerics
 
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 FLOAT32_EPS, FLOAT64_EPS = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
@@ -65,7 +66,7 @@ class RMSNorm(torch.nn.RMSNorm):
         eps = self.eps
         if eps is None:
             eps = FLOAT64_EPS if x.dtype == torch.float64 else FLOAT32_EPS
-        if not torch.compiler.is_dynamo_compiling():
+        if not _is_dynamo_compiling():
             call = known_call(x, weight, eps, self.weight_offset, self.casting)
             if call is not None and (weight is not None or (x.shape[-1],) == self.normalized_shape):
                 return call(None, x, weight, eps)  # what a weight fits, it has the length of

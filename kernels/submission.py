@@ -15,12 +15,17 @@ INDUCTOR_TYPES = {"i32": "i", "i64": "l", "fp32": "f"}
 
 
 class PackedSubmission(NamedTuple):
-    """`submit(*before, arguments, stream)`, with a tuple of those arguments of the kernel that are no constexprs."""
+    """`submit(function, *grid, num_warps, shared_bytes, types, arguments, stream)`.
+
+    `arguments` are a tuple of those of the kernel's that are no constexprs, and `last`.
+    """
 
     submit: Callable[..., None]
-    before: tuple[Any, ...]
-    last: tuple[Any, ...]
-    """Of the arguments: what Triton's compiler appends to them."""
+    num_warps: int
+    shared_bytes: int
+    types: str
+    last: tuple[None, ...]
+    """What Triton's compiler appends to a kernel's arguments."""
 
 
 def submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:
@@ -42,7 +47,7 @@ def submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any
     return launcher, (compiled.packed_metadata, None, None, None)
 
 
-def packed_submission(compiled: CompiledKernel, grid: tuple[int, int, int]) -> PackedSubmission | None:
+def packed_submission(compiled: CompiledKernel) -> PackedSubmission | None:
     """By the function that Inductor's code launches Triton's kernels with, some 0.4 µs less than Triton's own (H100).
 
     None where this torch has none, and for what it can't launch: clusters, cooperative grids, programmatic dependent launches, scratch.
@@ -54,8 +59,7 @@ def packed_submission(compiled: CompiledKernel, grid: tuple[int, int, int]) -> P
     if submit is None or programs_in_cluster != 1 or special or any(scratch):
         return None
     types = ["O" if kind[0] == "*" else INDUCTOR_TYPES[kind] for kind in compiled.src.signature.values() if kind != "constexpr"]
-    letters = "".join(types) + "O" * len(scratch)
-    return PackedSubmission(submit, (compiled.function, *grid, num_warps, shared_bytes, letters), (None,) * len(scratch))
+    return PackedSubmission(submit, num_warps, shared_bytes, "".join(types) + "O" * len(scratch), (None,) * len(scratch))
 
 
 @functools.cache

@@ -39,11 +39,11 @@ def test_it_takes_all_that_is_no_constexpr():
     assert run_python(
         SETUP
         + """
-    plain, weightless = (submission.packed_submission(each, (4, 1, 1)) for each in (kernel, compiled("bfloat16", "none", "bfloat16")))
-    print(plain.submit is submit, plain.before[1:], plain.last)
-    print(weightless.before[-1])
+    plain, weightless = (submission.packed_submission(each) for each in (kernel, compiled("bfloat16", "none", "bfloat16")))
+    print(plain.submit is submit, *plain[1:])
+    print(weightless.types)
     """
-    ).splitlines() == ["True (4, 1, 1, 8, 32, 'OOOflilllllOO') (None, None)", "OOflilllllOO"]
+    ).splitlines() == ["True 8 32 OOOflilllllOO (None, None)", "OOflilllllOO"]
 
 
 def test_what_it_cannot_launch_goes_triton_s_way():
@@ -55,7 +55,7 @@ def test_what_it_cannot_launch_goes_triton_s_way():
     def changed(packed=(8, 1, 32), **others):
         return SimpleNamespace(function=1, packed_metadata=packed, metadata=SimpleNamespace(**{**metadata, **others}), src=kernel.src)
     odd = changed((8, 4, 32)), changed(launch_pdl=True), changed(launch_cooperative_grid=True), changed(profile_scratch_size=8)
-    print([submission.packed_submission(each, (4, 1, 1)) for each in odd], submission.packed_submission(changed(), (4, 1, 1)) is None)
+    print([submission.packed_submission(each) for each in odd], submission.packed_submission(changed()) is None)
     """
         )
         == "[None, None, None, None] False\n"
