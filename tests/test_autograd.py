@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradient_oracle import assert_gradients, expected_gradients, root_mean_square_error
 from kernels import InvalidInput, dispatch, override, rmsnorm
+from kernels.autograd import MAX_EPS
 from kernels.reference import rmsnorm_backward_torch
 from kernels.variants import candidates
 from oracle import DEVICE, DTYPES, INTERPRETED, assert_rmsnorm, random_weight, random_x
@@ -330,3 +331,13 @@ def test_as_exact_as_pytorch(shape, dtype):
         # The interpreter cuts bf16 off where hardware rounds: the error is spread over a whole unit, not half of one, and twice as large.
         cut = 2.0 if INTERPRETED and dtype == torch.bfloat16 else 1.0
         assert root_mean_square_error(own, want) <= 1.05 * cut * root_mean_square_error(other, want)
+
+
+def test_more_values_of_eps_than_are_remembered():
+    """As where eps is a hyperparameter that is searched for: each call and its backward, also a late one, have their own."""
+    x, weight = leaves((3, 16), w_dtype=torch.float32)
+    dy, values = direction(x), [0.5**exponent for exponent in range(MAX_EPS + 2)]
+    graphs = [(eps, rmsnorm(x, weight, eps)) for eps in [*values, *values[:2]]]
+    for eps, y in graphs:
+        assert_rmsnorm(y, x, weight, eps)
+        assert_gradients(*gradients(y, dy, x, weight), dy, x, weight, eps)

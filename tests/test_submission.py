@@ -1,10 +1,18 @@
-"""What is handed to the C function that Inductor launches with, without a GPU: it is stood in for, the kernels are compiled for real."""
+"""What is handed to the C function that Inductor launches with, and what is not, without a GPU: that function is stood in for."""
 
 import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton import knobs
+
+from kernels import launch
+from kernels.submission import PackedSubmission
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,3 +94,66 @@ def test_a_torch_without_it_or_with_another_one():
         )
         == "True\nFalse\nFalse\nNone\n"
     )
+
+
+class Gpus:
+    """Stands in for the calls that a launch makes, and tells what they were."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.current = 1
+        self.submitted: list[tuple[object, ...]] = []
+        self.ordinary: list[bool] = []
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 100 + index, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: self.current, raising=False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    def launcher(self, index: int) -> launch.Launcher:
+        def ordinary(aligned: bool) -> launch.Launcher:
+            self.ordinary.append(aligned)
+            return lambda y, *_: y
+
+        packed = PackedSubmission(lambda *arguments: self.submitted.append(arguments), 4, 32, "OOOflOO", (None, None))
+        self.allocated = torch.empty(8)
+        return launch._packed_launcher(SimpleNamespace(function=7), (3, 2, 1), (4096,), packed, index, lambda: self.allocated, ordinary)
+
+
+def test_a_packed_launch(monkeypatch):
+    gpus = Gpus(monkeypatch, count=4)
+    x, weight = torch.empty(8), torch.empty(8)
+    y = gpus.launcher(1)(None, x, weight, 0.5)
+    assert y is gpus.allocated
+    assert gpus.submitted == [(7, 3, 2, 1, 4, 32, "OOOflOO", (y.data_ptr(), x.data_ptr(), weight.data_ptr(), 0.5, 4096, None, None), 101)]
+    assert gpus.launcher(1)(x, x, weight, 0.5) is x
+    assert gpus.submitted[1][7][:2] == (x.data_ptr(),) * 2
+    assert gpus.ordinary == []
+
+
+@pytest.mark.parametrize("odd", ["another GPU is current", "a pointer", "a hook", "a hook in place of Triton's"])
+def test_what_is_odd_is_not_packed(odd, monkeypatch):
+    gpus = Gpus(monkeypatch, count=4)
+    x, weight = torch.empty(9), torch.empty(8)
+    packed = gpus.launcher(1)
+    if odd == "another GPU is current":
+        gpus.current = 0
+    elif odd == "a pointer":
+        x = x[1:]
+    elif odd == "a hook":
+        knobs.runtime.launch_exit_hook.add(print)
+    else:
+        monkeypatch.setattr(knobs.runtime, "launch_enter_hook", print)
+    try:
+        y = packed(None, x, weight, 0.5)
+    finally:
+        if odd == "a hook":
+            knobs.runtime.launch_exit_hook.remove(print)
+    assert (y is gpus.allocated) == (odd != "another GPU is current")
+    assert gpus.submitted == []
+    assert gpus.ordinary == [odd != "a pointer"]
+
+
+def test_the_only_gpu_is_not_asked_for(monkeypatch):
+    """No other can be current."""
+    gpus = Gpus(monkeypatch, count=1)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", None)
+    gpus.launcher(0)(None, torch.empty(8), torch.empty(8), 0.5)
+    assert [arguments[-1] for arguments in gpus.submitted] == [100]
