@@ -19,7 +19,7 @@ from kernels.shortcuts import Shortcuts
 from kernels.validation import check_arguments, checked_eps, checked_numerics, overlap_offset
 
 LAST_AXIS = -1
-"""Python has one object for it. Were there others, they would take the longer way."""
+"""CPython keeps one object for it, so that `is` suffices; another one that is equal would take the slower path."""
 
 _plans: dict[Any, Plan] = {}
 _shortcuts: defaultdict[Numerics, Shortcuts] = defaultdict(Shortcuts)  # the check of a call's tensors sees nothing of its numerics
@@ -89,8 +89,8 @@ def rmsnorm(
                 call = shortcuts.find_into(out, x, weight)
             else:
                 check, call, recording, weightless, _, _ = shortcuts.latest
-                is_latest = recording is is_grad_enabled() and weightless is (weight is None)
-                if not (is_latest and (check(x) if weightless else check(x, weight))):
+                is_latest = recording is is_grad_enabled() and weightless is (weight is None) and not x.is_nested
+                if not (is_latest and (check(x) if weight is None else check(x, weight))):
                     call = shortcuts.find(x, weight)
         except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
             call = None
@@ -122,8 +122,12 @@ def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_
     is_plain = casting is FP32 and weight_offset is NO_OFFSET
     shortcuts = _plain_shortcuts if is_plain else _shortcuts[checked_numerics(weight_offset, casting)]
     check, call, recording, weightless, _, _ = shortcuts.latest
+    if x.is_nested:
+        return None
     is_latest = recording is is_grad_enabled() and weightless is (weight is None)
-    return call if is_latest and (check(x) if weightless else check(x, weight)) else shortcuts.find(x, weight)
+    if is_latest and (check(x) if weight is None else check(x, weight)):
+        return call
+    return shortcuts.find(x, weight)
 
 
 def _plan(

@@ -168,8 +168,8 @@ def build_launcher(
         kernel = compiled if aligned else load_binary(binary_of(config, dtypes, arguments, aligned=False), device_index)
         return _ordinary_launcher(kernel, grid, tail, device_index, words)
 
-    packed = packed_submission(compiled)
-    if packed is not None and allocate is not None and dtypes[1] != NO_WEIGHT and not words:
+    packed = packed_submission(compiled) if allocate is not None and dtypes[1] != NO_WEIGHT and not words else None
+    if packed is not None and allocate is not None:
         scalars_alone = tuple(value for name, value in arguments.items() if not name.isupper())
         return _packed_launcher(compiled, grid, scalars_alone, packed, device_index, allocate, ordinary)
     return _direct_launcher(compiled, grid, tail, device_index, words, allocate, ordinary)
@@ -279,7 +279,7 @@ def _packed_launcher(
 
 
 def _launch_hooks() -> tuple[Any, Any, Any, Sequence[Any], Sequence[Any]]:
-    """Where Triton keeps its launch hooks, the two that there are, and the lists that `add` appends to."""
+    """Where Triton keeps its launch hooks, its two chains of them, and the lists that `add` appends to; None and () without a chain."""
     runtime = knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    enter, leave = (hook if hasattr(hook, "calls") else None for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
     return runtime, enter, leave, getattr(enter, "calls", ()), getattr(leave, "calls", ())

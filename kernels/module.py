@@ -57,7 +57,10 @@ class RMSNorm(torch.nn.RMSNorm):
             torch.nn.init.constant_(self.weight, 1 - self.weight_offset)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape (*, *normalized_shape) to the same. For another shape raises what torch.nn.RMSNorm raises."""
+        """Shape (*, *normalized_shape) to the same; where the weight was replaced by one of another shape, that counts.
+
+        For another shape raises what torch.nn.RMSNorm raises.
+        """
         weight: torch.Tensor | None
         try:
             weight = self._parameters["weight"]  # what self.weight finds, in a third of the time
@@ -69,16 +72,17 @@ class RMSNorm(torch.nn.RMSNorm):
         if not _is_dynamo_compiling():
             call = known_call(x, weight, eps, self.weight_offset, self.casting)
             if call is not None and (weight is not None or (x.shape[-1],) == self.normalized_shape):
-                return call(None, x, weight, eps)  # what a weight fits, it has the length of
-        dims = len(self.normalized_shape)
-        if x.shape[-dims:] != self.normalized_shape:
+                return call(None, x, weight, eps)  # it fits the weight, else none were known
+        shape = self.normalized_shape if weight is None else tuple(weight.shape)
+        dims = len(shape)
+        if x.shape[-dims:] != shape:
             return super().forward(x)  # torch words the error
         backend = "auto" if (x.is_cuda or interpreting()) and x.numel() else "torch"
         if dims == 1:
             return rmsnorm(x, weight, eps, backend=backend, weight_offset=self.weight_offset, casting=self.casting)
         weight = None if weight is None else weight.flatten()
         y = rmsnorm(x.flatten(-dims), weight, eps, backend=backend, weight_offset=self.weight_offset, casting=self.casting)
-        return y.unflatten(-1, self.normalized_shape)
+        return y.unflatten(-1, shape)
 
     def extra_repr(self) -> str:
         """As torch.nn.RMSNorm's, and the numerics mode where it is not the default."""

@@ -28,7 +28,7 @@ def rmsnorm_torch(
     both = torch.promote_types(x.dtype, y_dtype)
     cols = x.shape[axis]
     fused = axis % x.dim() == x.dim() - 1 and (weight is None or weight.dtype == both) and numerics == PLAIN
-    if fused and isinstance(cols, int):  # PyTorch 2.11 traces a symbolic length on a GPU as garbage
+    if fused and isinstance(cols, int):  # of a symbolic one PyTorch 2.11 makes some other number on a GPU
         return F.rms_norm(x.to(both), (cols,), weight, eps).to(y_dtype)
     wide = x.to(torch.promote_types(both, torch.float32))
     y = wide * torch.rsqrt(wide.square().mean(axis, keepdim=True) + eps)

@@ -31,6 +31,9 @@ def _never(*_: Any) -> Any:
 
 NOTHING: Known = (_never, _never, None, False, 0, 0)
 
+LONG_RUN = 8
+"""Calls of one kind, one after the other, before the next ones are expected to be of it too."""
+
 Table: TypeAlias = dict[torch.Size, tuple[Known, ...]]
 """By x's shape."""
 
@@ -42,14 +45,17 @@ class Shortcuts:
     """What serves a call with the default axis and backend, found by x's shape and a check of all its tensors.
 
     The check compares type, dtype, device, sizes, strides, requires_grad and dispatch keys: views with a lazy minus sign, inference
-    tensors, autocast and torch.func transforms are kinds of their own. It does not see whether gradients are recorded, and takes a
-    fixed number of tensors: tables are indexed by [gradients are recorded][there is no weight].
+    tensors, autocast and torch.func transforms are kinds of their own. It ends the process on a nested x, which has no strides: before it
+    comes `x.shape`, which raises for such, or `x.is_nested`. It does not see whether gradients are recorded, and takes a fixed number of
+    tensors: tables are indexed by [gradients are recorded][there is no weight].
     """
 
     def __init__(self) -> None:
         self.latest = NOTHING
-        """What served two calls running. Whoever has a call without `out` tries it before `find`, which takes twice the time."""
+        """What `find` found in a long run of calls, or nothing. Whoever has a call without `out` tries it before `find`, which takes twice
+        as long. A kind that differs ends the run: models whose norms come in turn (q and k among them) do without."""
         self._before = NOTHING
+        self._run = 0
         self._fresh: list[list[Table]] = [[{}, {}], [{}, {}]]
         self._in_place: list[list[Table]] = [[{}, {}], [{}, {}]]
         self._into_out: list[list[Table]] = [[{}, {}], [{}, {}]]
@@ -59,8 +65,14 @@ class Shortcuts:
         for known in self._fresh[is_grad_enabled()][weight is None].get(x.shape, ()):
             check, call, _, _, _, _ = known
             if check(x) if weight is None else check(x, weight):
-                self.latest = known if known is self._before else NOTHING  # shapes in turn would fail its check each time
-                self._before = known
+                if known is not self._before:
+                    self.latest, self._before, self._run = NOTHING, known, 0
+                elif self._run < LONG_RUN:
+                    self._run += 1
+                else:
+                    self.latest = known
+                    if self._before is not known:  # another thread cleared all this in between
+                        self.latest = NOTHING
                 return call
         return None
 
@@ -98,7 +110,8 @@ class Shortcuts:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.latest = self._before = NOTHING
+        self._before, self._run = NOTHING, 0
+        self.latest = NOTHING  # after _before, which `find` looks at again
         for tables in (self._fresh, self._in_place, self._into_out):
             for table in (table for pair in tables for table in pair):
                 table.clear()

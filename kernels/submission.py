@@ -1,4 +1,4 @@
-"""The C functions that submit one launch of a compiled kernel, from integers for pointers: nothing is looked up, bound or specialised."""
+"""The functions that submit one launch of a compiled kernel, from integers for pointers: nothing is looked up, bound or specialised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton
 from triton.compiler import CompiledKernel
 
 INDUCTOR_TYPES = {"i32": "i", "i64": "l", "fp32": "f"}
-"""How `_launch_kernel` is told of the types of scalars; a pointer is O."""
+"""How `_launch_kernel` is told of the types of scalars, which the kernels have no others of; a pointer is O."""
 
 
 class PackedSubmission(NamedTuple):
@@ -51,15 +51,19 @@ def packed_submission(compiled: CompiledKernel) -> PackedSubmission | None:
     """By the function that Inductor's code launches Triton's kernels with, which takes some 0.3 µs less than Triton's own (an H100's host).
 
     None where this torch has none, and for what it can't launch: clusters, cooperative grids, programmatic dependent launches, scratch.
+    Unlike Triton's it keeps the GIL where the GPU's queue of launches is full. So do all compiled models.
     """
-    submit, metadata = _launch_kernel(), compiled.metadata
+    submit = _launch_kernel()
+    if submit is None:
+        return None
     num_warps, programs_in_cluster, shared_bytes, *_ = compiled.packed_metadata
+    metadata, kinds = compiled.metadata, [kind for kind in compiled.src.signature.values() if kind != "constexpr"]
     scratch = [getattr(metadata, name) for name in ("global_scratch_size", "profile_scratch_size") if hasattr(metadata, name)]
     special = getattr(metadata, "launch_pdl", False) or getattr(metadata, "launch_cooperative_grid", False)
-    if submit is None or programs_in_cluster != 1 or special or any(scratch):
+    if programs_in_cluster != 1 or special or any(scratch):
         return None
-    types = ["O" if kind[0] == "*" else INDUCTOR_TYPES[kind] for kind in compiled.src.signature.values() if kind != "constexpr"]
-    return PackedSubmission(submit, num_warps, shared_bytes, "".join(types) + "O" * len(scratch), (None,) * len(scratch))
+    types = "".join("O" if kind[0] == "*" else INDUCTOR_TYPES[kind] for kind in kinds)
+    return PackedSubmission(submit, num_warps, shared_bytes, types + "O" * len(scratch), (None,) * len(scratch))
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from kernels.api import forget_plans
 from kernels.device import current_device
 from kernels.geometry import geometry_of
 from kernels.settings import SettingsError, user_database
+from kernels.shortcuts import LONG_RUN, NOTHING, Shortcuts
 from kernels.variants import VARIANTS, candidates, space
 from oracle import (
     DEVICE,
@@ -754,10 +755,11 @@ OTHER_KINDS = {
 
 @pytest.mark.parametrize("other", OTHER_KINDS)
 def test_the_latest_kind_of_call_serves_no_other(other):
-    """A kind that came twice running is tried first from then on; what follows it, and it again, are served as they would be alone."""
+    """A kind that came in a long run is tried first from then on; what follows it, and it again, are served as they would be alone."""
     x, weight = random_x((4, 64), torch.float32), random_weight(64, torch.float32)
     changed = OTHER_KINDS[other](x, weight)
-    for tensors in [(x, weight)] * 4 + [changed] * 4 + [(x, weight), changed] * 2:
+    runs = LONG_RUN + 3
+    for tensors in [(x, weight)] * runs + [changed] * runs + [(x, weight), changed] * 2:
         y = rmsnorm(*tensors)
         assert y.requires_grad == any(tensor is not None and tensor.requires_grad for tensor in tensors)
         assert_rmsnorm(y, *tensors)
@@ -765,7 +767,7 @@ def test_the_latest_kind_of_call_serves_no_other(other):
 
 def test_the_latest_kind_of_call_knows_whether_gradients_are_recorded():
     x = random_x((4, 64), torch.float32).requires_grad_()
-    for recording in [True] * 4 + [False] * 4 + [True, False] * 2:
+    for recording in [True] * (LONG_RUN + 3) + [False] * (LONG_RUN + 3) + [True, False] * 2:
         with torch.set_grad_enabled(recording):
             assert rmsnorm(x).requires_grad == recording
 
@@ -773,7 +775,45 @@ def test_the_latest_kind_of_call_knows_whether_gradients_are_recorded():
 def test_the_latest_kind_of_call_is_forgotten_with_the_plans(lookups):
     x = random_x((4, 64), torch.float32)
     for _ in range(2):
-        for _ in range(4):
+        for _ in range(LONG_RUN + 3):
             rmsnorm(x)
         forget_plans()
     assert len(lookups) == 2
+
+
+def test_a_run_of_calls_is_found_by_one_check(monkeypatch):
+    """And shapes in turn are not tried in vain."""
+    x, other = random_x((4, 64), torch.float32), random_x((5, 64), torch.float32)
+    searches = []
+    find = Shortcuts.find
+    monkeypatch.setattr(Shortcuts, "find", lambda *arguments: searches.append(1) or find(*arguments))
+    for _ in range(LONG_RUN + 20):
+        rmsnorm(x)
+    assert len(searches) <= LONG_RUN + 3
+    rmsnorm(other)
+    searches.clear()
+    for _ in range(10):
+        rmsnorm(other)
+        rmsnorm(x)
+        assert api._plain_shortcuts.latest is NOTHING
+    assert len(searches) == 20
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_a_nested_tensor_is_an_error(module):
+    """Not the end of the process, which it is for PyTorch's check of a tensor without strides; also after many ordinary calls."""
+    source = f"""
+    import torch
+    import kernels
+    from oracle import DEVICE
+    x, nested = torch.ones(4, 8, device=DEVICE), torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)], device=DEVICE)
+    norm = kernels.RMSNorm(8, device=DEVICE) if {module} else lambda x: kernels.rmsnorm(x, torch.ones(8, device=DEVICE))
+    for _ in range({LONG_RUN} + 3):
+        norm(x)
+    try:
+        norm(nested)
+    except (kernels.InvalidInput, RuntimeError):
+        print("an error")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "an error\n"), done.stderr

@@ -149,6 +149,7 @@ def test_the_present_code_and_the_present_code_tie(op: str) -> None:
         assert (found.wrong, found.refused) == ({}, "")
         assert found.change is not None
         assert verdict(found.change) in (Verdict.PASS, Verdict.IMPROVED)
+        # The interval meets a tie, and the median is none that `check` would name: of a backward it was seen 1.2 % off, of 4 % in all.
         assert found.change.ratio.low <= TIE
         assert found.change.ratio.high >= 1 / TIE
         assert 1 / SLOWER <= found.change.ratio.median <= SLOWER
@@ -166,7 +167,7 @@ def test_host_times_of_ours_and_pytorch() -> None:
 @pytest.mark.parametrize("way", first_call.WAYS)
 def test_first_calls_run(way: str, tmp_path: Path) -> None:
     caches = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     assert 0 < run_child(way, {**caches, "PYTHONPATH": path}) < 300
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import dispatch, rmsnorm, submission
+from kernels.allocation import on_current_gpu
 from kernels.device import describe
 from kernels.geometry import geometry_of
 from kernels.launch import build_launcher
@@ -354,32 +355,34 @@ def test_a_gpu_that_is_not_current(cols):
                 assert_rmsnorm(y, x, weight)
 
 
-@pytest.mark.parametrize("with_weight", [False, True])
 @pytest.mark.parametrize("variant", FORWARD_VARIANTS)
-def test_both_ways_to_submit_give_the_same_bits(variant, with_weight, monkeypatch):
-    """Inductor's, where this PyTorch has it and the config allows it, and Triton's."""
+def test_both_ways_to_submit_give_the_same_bits(variant, monkeypatch):
+    """Inductor's, where this PyTorch has it and the variant allows it, and Triton's."""
     axis = 1 if variant == "strided_axis" else -1
     shape = {"strided_axis": (2, 100, 96), "multi_row": (1000, 100), "cluster_row": (60, 40_000)}.get(variant, (300, 9216))
-    x = random_x(shape, torch.bfloat16)
-    weight = random_weight(shape[axis], torch.float32) if with_weight else None
-    results = [torch.full_like(x, torch.nan) for _ in range(2)]
-    config = a_config(variant, x, weight, results[0], axis)
-    for y, find in zip(results, (submission._launch_kernel, lambda: None), strict=True):
+    x, weight = random_x(shape, torch.bfloat16), random_weight(shape[axis], torch.float32)
+    config, geometry = a_config(variant, x, weight, x, axis), geometry_of(x.shape, x.stride(), x.stride(), axis % x.dim())
+    allocate, results, packed = on_current_gpu(x.shape, x.stride(), x.dtype), [], []
+    for find in (submission._launch_kernel, lambda: None):
         monkeypatch.setattr(submission, "_launch_kernel", find)
-        launch = prepared(config, x, weight, y, axis)
-        launch(y, x, weight, 1e-6)
-        launch(y, x, weight, 1e-6)  # a workspace is left as it was found
-    assert torch.equal(*results)
+        launch = build_launcher(config, geometry, dtype_names(x, weight, x), x.get_device(), allocate)
+        packed.append("_packed_launcher" in launch.__qualname__)
+        results += [launch(None, x, weight, 1e-6), launch(torch.full_like(x, torch.nan), x, weight, 1e-6)]
+    has_it = allocate is not None and hasattr(torch._C, "_StaticCudaLauncher")
+    assert packed == [has_it and variant not in ("split_row", "cluster_row"), False]
+    for y in results:
+        assert torch.equal(y, results[0])
     assert_rmsnorm(results[0], x, weight, axis=axis)
 
 
+@pytest.mark.parametrize("with_weight", [False, True])
 @pytest.mark.parametrize("cols", [4096, 65_536])
-def test_launch_hooks_are_served(cols):
+def test_launch_hooks_are_served(cols, with_weight):
     """Of a profiler that comes after the first call and goes before the last."""
     from triton import knobs
 
-    x = random_x((4, cols), torch.float32)
-    rmsnorm(x)
+    x, weight = random_x((4, cols), torch.float32), random_weight(cols, torch.float32) if with_weight else None
+    rmsnorm(x, weight)
     names = []
 
     def hook(metadata):
@@ -387,11 +390,11 @@ def test_launch_hooks_are_served(cols):
 
     knobs.runtime.launch_enter_hook.add(hook)
     try:
-        assert_rmsnorm(rmsnorm(x), x)
+        assert_rmsnorm(rmsnorm(x, weight), x, weight)
     finally:
         knobs.runtime.launch_enter_hook.remove(hook)
     assert len(names) == 1
-    assert_rmsnorm(rmsnorm(x), x)
+    assert_rmsnorm(rmsnorm(x, weight), x, weight)
     assert len(names) == 1
 
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from kernels import InvalidInput, RMSNorm, override, plans, stats
 from kernels.device import current_device
 from kernels.variants import candidates
-from oracle import DEVICE, DTYPES, assert_rmsnorm, random_x
+from oracle import DEVICE, DTYPES, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Problem
 
 module = importlib.import_module("kernels.module")
@@ -196,3 +196,15 @@ def test_compiled():
     x = random_x((4, 15), torch.float32).view(4, 3, 5)
     y = torch.compile(ours, fullgraph=True, backend="eager")(x)
     assert_rmsnorm(y.flatten(1), x.flatten(1), ours.weight.flatten(), eps=torch.finfo(torch.float32).eps)
+
+
+def test_a_replaced_weight_says_what_length_a_row_has():
+    """As after pruning; the first call and those of a kind that is known. normalized_shape is what the module was made with."""
+    module = RMSNorm(8, eps=1e-6).to(DEVICE)
+    module.weight = torch.nn.Parameter(random_weight(16, torch.float32).clone())
+    x = random_x((3, 16), torch.float32)
+    for _ in range(3):
+        assert_rmsnorm(module(x), x, module.weight)
+    for cols in (8, 12):
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            module(random_x((3, cols), torch.float32))

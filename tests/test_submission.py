@@ -151,6 +151,16 @@ def test_what_is_odd_is_not_packed(odd, monkeypatch):
     assert gpus.ordinary == [odd != "a pointer"]
 
 
+def test_a_hook_that_was_there_before_the_launcher(monkeypatch):
+    """A plain function, which Triton's versions without chains of hooks keep there."""
+    gpus = Gpus(monkeypatch, count=1)
+    with monkeypatch.context() as hooked:
+        hooked.setattr(knobs.runtime, "launch_enter_hook", print)
+        packed = gpus.launcher(0)
+        packed(None, torch.empty(8), torch.empty(8), 0.5)
+        assert gpus.submitted == []
+
+
 def test_the_only_gpu_is_not_asked_for(monkeypatch):
     """No other can be current."""
     gpus = Gpus(monkeypatch, count=1)
