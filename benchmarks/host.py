@@ -106,10 +106,11 @@ def _tensors(case: Case, rows: list[int]) -> list[Tensors]:
 
 def _timed(calls: Mapping[tuple[str, str], Callable[[], object]]) -> dict[str, dict[str, float]]:
     samples: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    # Backwards last: they run in a thread of their own, and the host needs a while to come back from that.
-    ordered = sorted(calls.items(), key=lambda named: named[0][1] == WITH_BACKWARD)
-    for _ in range(REPEATS):
-        for key, call in ordered:
+    for repeat in range(REPEATS):
+        shuffled = random.Random(repeat).sample(list(calls), len(calls))  # none always follows the same one
+        # Backwards last: they run in a thread of their own, and the host needs a while to come back from that.
+        for key in sorted(shuffled, key=lambda key: key[1] == WITH_BACKWARD):
+            call = calls[key]
             with torch.set_grad_enabled(key[1] in WAYS_WITH_GRAD):
                 for _ in range(WARM_CALLS):
                     call()
