@@ -18,7 +18,6 @@ MAX_KINDS = 8
 Check: TypeAlias = Callable[..., bool]
 """check(*tensors): whether they are of the kind of those it was made for."""
 
-
 Known: TypeAlias = tuple[Check, Call, "bool | None", bool, int, int]
 """A check, what serves those who pass, whether gradients are recorded, whether there is no weight, and the bytes that x and out span.
 
