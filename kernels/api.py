@@ -122,12 +122,8 @@ def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_
     is_plain = casting is FP32 and weight_offset is NO_OFFSET
     shortcuts = _plain_shortcuts if is_plain else _shortcuts[checked_numerics(weight_offset, casting)]
     check, call, recording, weightless, _, _ = shortcuts.latest
-    if x.is_nested:
-        return None
-    is_latest = recording is is_grad_enabled() and weightless is (weight is None)
-    if is_latest and (check(x) if weight is None else check(x, weight)):
-        return call
-    return shortcuts.find(x, weight)
+    is_latest = recording is is_grad_enabled() and weightless is (weight is None) and not x.is_nested
+    return call if is_latest and (check(x) if weight is None else check(x, weight)) else shortcuts.find(x, weight)
 
 
 def _plan(

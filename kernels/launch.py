@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import triton
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -17,7 +16,7 @@ from kernels.allocation import Allocate
 from kernels.device import interpreting
 from kernels.geometry import Geometry
 from kernels.numerics import PLAIN, Numerics
-from kernels.submission import PackedSubmission, packed_submission, submission
+from kernels.submission import PackedSubmission, launch_hooks, packed_submission, submission
 from kernels.variants import VARIANTS, jit_function, split_row
 from kernels.workspace import workspace
 from tuning_db.model import NO_WEIGHT, Config
@@ -168,10 +167,11 @@ def build_launcher(
         kernel = compiled if aligned else load_binary(binary_of(config, dtypes, arguments, aligned=False), device_index)
         return _ordinary_launcher(kernel, grid, tail, device_index, words)
 
-    packed = packed_submission(compiled) if allocate is not None and dtypes[1] != NO_WEIGHT and not words else None
-    if packed is not None and allocate is not None:
-        scalars_alone = tuple(value for name, value in arguments.items() if not name.isupper())
-        return _packed_launcher(compiled, grid, scalars_alone, packed, device_index, allocate, ordinary)
+    if allocate is not None and dtypes[1] != NO_WEIGHT and not words:
+        packed = packed_submission(compiled)
+        if packed is not None:
+            scalars_alone = tuple(value for name, value in arguments.items() if not name.isupper())
+            return _packed_launcher(compiled, grid, scalars_alone, packed, device_index, allocate, ordinary)
     return _direct_launcher(compiled, grid, tail, device_index, words, allocate, ordinary)
 
 
@@ -222,7 +222,7 @@ def _direct_launcher(
     submit, middle = submission(compiled)
     function, (grid_x, grid_y, grid_z) = compiled.function, grid
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
-    runtime, enter, leave, enter_calls, leave_calls = _launch_hooks()
+    runtime, enter, leave, enter_calls, leave_calls = launch_hooks()
 
     def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         elsewhere = device_now() != device_index
@@ -260,7 +260,7 @@ def _packed_launcher(
     tail = (*scalars, *last)
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
     has_others = torch.cuda.device_count() > 1
-    runtime, enter, leave, enter_calls, leave_calls = _launch_hooks()
+    runtime, enter, leave, enter_calls, leave_calls = launch_hooks()
 
     def launch(y: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         elsewhere = has_others and device_now() != device_index
@@ -276,10 +276,3 @@ def _packed_launcher(
         return y
 
     return launch
-
-
-def _launch_hooks() -> tuple[Any, Any, Any, Sequence[Any], Sequence[Any]]:
-    """Where Triton keeps its launch hooks, its two chains of them, and the lists that `add` appends to; None and () without a chain."""
-    runtime = knobs.runtime
-    enter, leave = (hook if hasattr(hook, "calls") else None for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
-    return runtime, enter, leave, getattr(enter, "calls", ()), getattr(leave, "calls", ())

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from triton import knobs
 from triton.compiler import CompiledKernel
 
 from kernels.device import interpreting
 from kernels.launch import OPTIONAL_POINTERS, Binary, load_binary
-from kernels.submission import submission
+from kernels.submission import launch_hooks, submission
 from kernels.variants import jit_function
 from kernels.workspace import workspace
 
@@ -39,6 +38,7 @@ def pointer_launcher(
     compiled = load_binary(binary, device_index)
     submit, middle = submission(compiled)
     raw_stream, device_now = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
+    runtime, enter, leave, enter_calls, leave_calls = launch_hooks()
 
     @functools.cache
     def misaligned() -> CompiledKernel:
@@ -56,7 +56,8 @@ def pointer_launcher(
         bits = 0
         for address in addresses:
             bits |= address
-        if bits & 15 or device_now() != device_index or _launch_hooks_in_use():
+        hooked = enter_calls or leave_calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
+        if bits & 15 or device_now() != device_index or hooked:
             ordinary(pointers, not bits & 15, leading)
             return
         stream = raw_stream(device_index)
@@ -64,14 +65,6 @@ def pointer_launcher(
         submit(*grid, stream, compiled.function, *middle, *addresses[:first], *scratch, *leading, *tail, *addresses[first:])
 
     return launch
-
-
-def _launch_hooks_in_use() -> bool:
-    """Whether a profiler listens to launches. Triton keeps a chain of hooks, or None, or in older versions a function."""
-    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
-        if hook is not None and getattr(hook, "calls", True):
-            return True
-    return False
 
 
 def _interpreted_launcher(binary: Binary, grid: tuple[int, int, int], arguments: dict[str, Any], words: int) -> PointerLauncher:

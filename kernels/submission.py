@@ -1,13 +1,14 @@
-"""The functions that submit one launch of a compiled kernel, from integers for pointers: nothing is looked up, bound or specialised."""
+"""What submits one launch of a compiled kernel, from integers for pointers: nothing is looked up, bound or specialised."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton import knobs
 from triton.compiler import CompiledKernel
 
 INDUCTOR_TYPES = {"i32": "i", "i64": "l", "fp32": "f"}
@@ -26,6 +27,28 @@ class PackedSubmission(NamedTuple):
     types: str
     last: tuple[None, ...]
     """What Triton's compiler appends to a kernel's arguments."""
+
+
+class LaunchHooks(NamedTuple):
+    """Triton's launch hooks (profilers) as they are when a launcher is made, for it to see at each launch whether there are any.
+
+    There are if a list of calls is not empty, or if `runtime.launch_enter_hook` or `launch_exit_hook` is another object by then.
+    """
+
+    runtime: Any
+    enter: Any
+    leave: Any
+    """Its chains of hooks; None in versions without, where a hook takes their place."""
+    enter_calls: Sequence[Any]
+    leave_calls: Sequence[Any]
+    """Of the chains, which `add` appends to."""
+
+
+def launch_hooks() -> LaunchHooks:
+    """Those of now."""
+    runtime = knobs.runtime
+    enter, leave = (hook if hasattr(hook, "calls") else None for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
+    return LaunchHooks(runtime, enter, leave, getattr(enter, "calls", ()), getattr(leave, "calls", ()))
 
 
 def submission(compiled: CompiledKernel) -> tuple[Callable[..., None], tuple[Any, ...]]:

@@ -2,10 +2,6 @@
 
 import inspect
 import itertools
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from interpreters import run_python
 from kernels import InvalidInput, api, dispatch, override, plans, rmsnorm, stats
 from kernels.api import forget_plans
 from kernels.device import current_device
@@ -579,11 +576,7 @@ def test_a_second_call_opens_and_imports_nothing():
     kinds = ("open", "import", "os.", "sqlite3", "subprocess", "socket", "ctypes.dlopen", "compile", "exec")
     print([event for event in events if event[0].startswith(kinds)], set(sys.modules) - before)
     """
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == "[] set()\n"
+    assert run_python(source) == "[] set()\n"
 
 
 @pytest.mark.parametrize("revision", ["this", "another"])
@@ -652,9 +645,7 @@ def test_without_triton_pytorch_serves_every_device():
     else:
         raise AssertionError("no error")
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(source, interprets=False)
 
 
 def test_out_bumps_the_version():
@@ -815,5 +806,4 @@ def test_a_nested_tensor_is_an_error(module):
     except (kernels.InvalidInput, RuntimeError):
         print("an error")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT / "tests", capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "an error\n"), done.stderr
+    assert run_python(source, where=ROOT / "tests") == "an error\n"

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from databases import DAMAGES, DEVICE, PROBLEM, SWEEP, damage_empty, damage_missing, edit, fill, make_trial
+from interpreters import run_python
 from kernels import dispatch, rmsnorm, stats
 from kernels.api import forget_plans
 from kernels.device import current_device
@@ -187,13 +187,6 @@ def test_a_record_outside_its_space_is_never_launched(config: Config, tmp_path: 
 # Threads and forks
 
 
-def run_python(source: str) -> None:
-    """Run in a fresh interpreter; its own output is the failure."""
-    command = [sys.executable, "-c", textwrap.dedent(source)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
-
-
 FIRST_CALLS = """
     import logging, os, threading, time
     from pathlib import Path
@@ -260,7 +253,7 @@ def test_a_fork_while_a_thread_reads_the_databases(tmp_path: Path) -> None:
     in_child()
     """
     )
-    run_python(source)
+    assert run_python(source) == ""
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a forked child can't use its parent's GPU")
@@ -296,13 +289,13 @@ def test_threads_and_forks_at_the_first_lookup(tmp_path: Path) -> None:
         assert [pid for pid, _ in lines] == [os.getpid()], lines
     """
     )
-    run_python(source)
+    assert run_python(source) == ""
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a forked child can't use its parent's GPU")
 def test_a_fork_works_before_and_after_the_first_call() -> None:
     """The child of a process with and without plans runs the kernels and gets the same values."""
-    run_python("""
+    source = """
     import os, torch
     from kernels import rmsnorm
     x = torch.randn(4, 64)
@@ -315,7 +308,8 @@ def test_a_fork_works_before_and_after_the_first_call() -> None:
 
     in_child(None)
     in_child(rmsnorm(x))
-    """)
+    """
+    assert run_python(source) == ""
 
 
 # Commands

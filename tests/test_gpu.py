@@ -1,15 +1,12 @@
 """On a GPU: every config at real sizes, and what only a GPU has: graphs, streams, synchronisation, memory beyond 2³¹ elements."""
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from interpreters import run_python
 from kernels import dispatch, rmsnorm, submission
 from kernels.allocation import on_current_gpu
 from kernels.device import describe
@@ -22,7 +19,6 @@ from tuner.verify import Verifier
 from tuning_db.model import Config, Problem
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[1]
 
 COLS = (64, 128, 200, 1000, 4096, 4097, 9232, 16_384, 65_536, 131_072)
 PROBLEMS = [
@@ -141,10 +137,7 @@ def test_first_call_of_a_process_inside_a_capture(cols):
         graph.replay()
         assert_rmsnorm(y, x, weight)
     """
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_python(source, timeout_s=300)
 
 
 @pytest.mark.parametrize("shape", [(4, 4096), (4096, 128), (3, 65_536), (1, 131_072), (2, 1000)], ids=str)

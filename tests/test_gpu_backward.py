@@ -1,16 +1,13 @@
 """The backward on a GPU: every config at real sizes, graphs, streams, memory beyond 2³¹ elements, and the same bits in every run."""
 
 import math
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gradient_oracle import assert_gradients, expected_gradients, root_mean_square_error
+from interpreters import run_python
 from kernels import rmsnorm
 from kernels.backward_launch import BackwardLauncher, build_backward_launcher
 from kernels.device import describe
@@ -23,7 +20,6 @@ from tuner.verify import Verifier
 from tuning_db.model import BACKWARD, Config, Problem
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[1]
 BF16, FP32 = ("bfloat16",) * 3, ("float32",) * 3
 
 PROBLEMS = [
@@ -160,10 +156,7 @@ def test_first_call_of_a_process_inside_a_capture(cols):
         graph.replay()
         assert_gradients(dx, dw, dy, x, weight)
     """
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_python(source, timeout_s=300)
 
 
 @pytest.mark.parametrize("shape", [(4096, 128), (512, 4096), (64, 65_536), (1, 131_072)], ids=str)

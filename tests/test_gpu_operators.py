@@ -1,8 +1,5 @@
 """Compiled code on a GPU: Inductor's, its CUDA graphs, and that both run the tuned config."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from gradient_oracle import assert_gradients
+from interpreters import run_python
 from kernels import RMSNorm, add_rmsnorm, dispatch, rmsnorm, stats
 from oracle import DEVICE, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Config
@@ -171,7 +169,4 @@ def test_workspaces_survive_cuda_graphs(grad):
 
     Inductor raises where memory of its pool outlives the run. bf16's one rounding is 2^-9 of an element; twice that is allowed.
     """
-    source = textwrap.dedent(SPLIT).format(grad=grad)
-    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == (["backward_split_row", "split_row"] if grad else ["split_row"])
+    assert run_python(SPLIT.format(grad=grad), timeout_s=300).split() == (["backward_split_row", "split_row"] if grad else ["split_row"])

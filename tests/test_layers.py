@@ -1,12 +1,11 @@
 """The layers: who may import whom, and that importing is free."""
 
 import ast
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+
+from interpreters import run_python
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("tuning_db", "kernels", "tuner", "benchmarks")
@@ -69,15 +68,6 @@ WATCH = """
 
     sys.addaudithook(watch)
 """
-
-
-def run_python(source: str) -> str:
-    """stdout of a fresh interpreter in the repository's root."""
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
 
 
 def test_importing_kernels_is_free():

@@ -4,10 +4,6 @@ import importlib
 import io
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +11,11 @@ from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBac
 
 from gradient_oracle import assert_gradients
 from graphs import skip_where_pytorch_cannot, targets
+from interpreters import run_python
 from kernels import RMSNorm, dispatch, override, rmsnorm, stats
 from oracle import DEVICE, DTYPES, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Config
 
-ROOT = Path(__file__).parents[1]
 FORWARD, BACKWARD = "tuned_rmsnorm.rmsnorm_forward.default", "tuned_rmsnorm.rmsnorm_backward.default"
 
 
@@ -326,5 +322,4 @@ def test_eager_calls_register_nothing():
     import kernels.operators
     torch.ops.tuned_rmsnorm.rmsnorm, torch.ops.tuned_rmsnorm.add_rmsnorm
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_python(source)

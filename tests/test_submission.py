@@ -1,28 +1,17 @@
 """What is handed to the C function that Inductor launches with, and what is not, without a GPU: that function is stood in for."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 from triton import knobs
 
-from kernels import launch
+from interpreters import run_python
+from kernels import launch, pointer_launch
+from kernels.backward_launch import column_sum_binary
 from kernels.submission import PackedSubmission
-
-ROOT = Path(__file__).parents[1]
-
-
-def run_python(source: str) -> str:
-    """In a process where Triton does not interpret."""
-    source = textwrap.dedent(source)
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-
+from kernels.variants import column_sum
 
 SETUP = """
     from types import SimpleNamespace
@@ -44,36 +33,33 @@ SETUP = """
 
 def test_it_takes_all_that_is_no_constexpr():
     """Three pointers, eps, int64 rows, int32 cols, five int64 strides and the like; then Triton's two pointers to scratch memory."""
-    assert run_python(
+    source = (
         SETUP
         + """
     plain, weightless = (submission.packed_submission(each) for each in (kernel, compiled("bfloat16", "none", "bfloat16")))
     print(plain.submit is submit, *plain[1:])
     print(weightless.types)
     """
-    ).splitlines() == ["True 8 32 OOOflilllllOO (None, None)", "OOflilllllOO"]
+    )
+    assert run_python(source, interprets=False).splitlines() == ["True 8 32 OOOflilllllOO (None, None)", "OOflilllllOO"]
 
 
 def test_what_it_cannot_launch_goes_triton_s_way():
-    assert (
-        run_python(
-            SETUP
-            + """
+    source = (
+        SETUP
+        + """
     metadata = kernel.metadata._asdict()
     def changed(packed=(8, 1, 32), **others):
         return SimpleNamespace(function=1, packed_metadata=packed, metadata=SimpleNamespace(**{**metadata, **others}), src=kernel.src)
     odd = changed((8, 4, 32)), changed(launch_pdl=True), changed(launch_cooperative_grid=True), changed(profile_scratch_size=8)
     print([submission.packed_submission(each) for each in odd], submission.packed_submission(changed()) is None)
     """
-        )
-        == "[None, None, None, None] False\n"
     )
+    assert run_python(source, interprets=False) == "[None, None, None, None] False\n"
 
 
 def test_a_torch_without_it_or_with_another_one():
-    assert (
-        run_python(
-            """
+    source = """
     import torch
     from types import SimpleNamespace
     from kernels import submission
@@ -91,9 +77,7 @@ def test_a_torch_without_it_or_with_another_one():
     submission._launch_kernel.cache_clear()
     print(submission._launch_kernel())
     """
-        )
-        == "True\nFalse\nFalse\nNone\n"
-    )
+    assert run_python(source, interprets=False) == "True\nFalse\nFalse\nNone\n"
 
 
 class Gpus:
@@ -167,3 +151,39 @@ def test_the_only_gpu_is_not_asked_for(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getDevice", None)
     gpus.launcher(0)(None, torch.empty(8), torch.empty(8), 0.5)
     assert [arguments[-1] for arguments in gpus.submitted] == [100]
+
+
+@pytest.mark.parametrize("odd", ["", "another GPU is current", "a pointer", "a hook", "a hook in place of Triton's"])
+def test_a_launch_of_any_pointers(odd, monkeypatch):
+    """As backwards and sums are launched: by integers, but for what is odd, which Triton is left to launch."""
+    gpus = Gpus(monkeypatch, count=4)
+    by_triton: list[tuple[object, ...]] = []
+    compiled = type(
+        "Compiled", (), {"function": 7, "__getitem__": lambda self, grid: lambda *arguments, **_: by_triton.append(arguments)}
+    )()
+    monkeypatch.setattr(pointer_launch, "interpreting", lambda: False)
+    monkeypatch.setattr(pointer_launch, "load_binary", lambda *_: compiled)
+    monkeypatch.setattr(pointer_launch, "submission", lambda _: (lambda *arguments: gpus.submitted.append(arguments), ("middle",)))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    arguments = column_sum.arguments_for(6, 8, pdl=False)
+    run = pointer_launch.pointer_launcher(column_sum_binary(arguments, "float32"), (3, 1, 1), arguments, 1)
+    dw, partials = torch.empty(9), torch.empty(6, 8)
+    if odd == "another GPU is current":
+        gpus.current = 0
+    elif odd == "a pointer":
+        dw = dw[1:]
+    elif odd == "a hook":
+        knobs.runtime.launch_enter_hook.add(print)
+    elif odd == "a hook in place of Triton's":
+        monkeypatch.setattr(knobs.runtime, "launch_exit_hook", print)
+    try:
+        run((dw, partials))
+    finally:
+        if odd == "a hook":
+            knobs.runtime.launch_enter_hook.remove(print)
+    if odd:
+        assert [arguments[:2] for arguments in by_triton] == [(dw, partials)]
+        assert gpus.submitted == []
+    else:
+        assert [arguments[:8] for arguments in gpus.submitted] == [(3, 1, 1, 101, 7, "middle", dw.data_ptr(), partials.data_ptr())]
+        assert by_triton == []
