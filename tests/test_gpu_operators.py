@@ -1,7 +1,5 @@
 """Compiled code on a GPU: Inductor's, its CUDA graphs, and that both run the tuned config."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -13,7 +11,6 @@ from oracle import DEVICE, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import Config
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[1]
 SHAPES = [(1, 4096), (512, 4096), (16, 131_072), (4096, 128), (3, 65_536)]
 
 

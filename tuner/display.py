@@ -297,7 +297,7 @@ def _measured_groups(records: Sequence[Record]) -> Table:
 
 
 def _modelled_rows(result: SweepResult) -> Table:
-    numbers = ("registers", "spills", "shared", "load", "model µs")
+    numbers = ("registers", "spills", "shared", "load", "µs")
     made = table("The model's picks; spills, shared memory, a thread's load in bytes", "problem", "config", *numbers, right=numbers)
     for record in result.records:
         taken = result.resources.get(record.problem)
@@ -308,7 +308,7 @@ def _modelled_rows(result: SweepResult) -> Table:
 
 
 def _modelled_groups(result: SweepResult) -> Table:
-    numbers = ("problems", "registers", "spills", "shared", "load", "model µs")
+    numbers = ("problems", "registers", "spills", "shared", "load", "µs")
     title = "The model's picks: most registers, spills and shared memory (bytes), narrowest load, geometric mean of times"
     made = table(title, "dtype and layout", "variant", *numbers, right=numbers)
     for kind, group in _grouped(result.records).items():
