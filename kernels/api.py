@@ -10,7 +10,6 @@ from torch import is_grad_enabled
 from torch.autograd import forward_ad
 
 from kernels import backward, plans, residual
-from kernels.calls import Call
 from kernels.numerics import FP32, NO_OFFSET, PLAIN, Numerics
 from kernels.overrides import active_override
 from kernels.plans import MAX_PLANS, Plan
@@ -70,7 +69,7 @@ def rmsnorm(
     Raises:
         InvalidInput: a ValueError and an AssertionError, with the value seen and the way out.
     """
-    if eps.__class__ is not float or not eps >= 0:
+    if eps.__class__ is not float or not eps >= 0.0:
         eps = checked_eps(eps)
     numerics = PLAIN
     if casting is not FP32 or weight_offset is not NO_OFFSET:  # not the defaults themselves
@@ -81,21 +80,21 @@ def rmsnorm(
         return traced(x, weight, eps, axis, out, backend, batch_invariant, numerics)
     usual = backend == "auto" and axis is LAST_AXIS and batch_invariant is False and x.__class__ is torch.Tensor
     usual = usual and active_override() is None and forward_ad._current_level < 0
-    call = None
+    call = node = None
     if usual:
         shortcuts = _plain_shortcuts if numerics is PLAIN else _shortcuts[numerics]
         try:
             if out is not None:
                 call = shortcuts.find_into(out, x, weight)
             else:
-                check, call, recording, weightless, _, _ = shortcuts.latest
+                check, call, node, node_eps, recording, weightless = shortcuts.latest
                 is_latest = recording is is_grad_enabled() and weightless is (weight is None) and not x.is_nested
                 if not (is_latest and (check(x) if weight is None else check(x, weight))):
-                    call = shortcuts.find(x, weight)
+                    call, node = shortcuts.find(x, weight, eps), None
         except (AttributeError, RuntimeError):  # no tensor, or one without sizes: the checks say which
             call = None
         if call is not None:
-            return call(out, x, weight, eps)
+            return call(out, x, weight, eps) if node is None or eps != node_eps else node(x, weight)
     if torch.compiler.is_compiling() and x.__class__ is not torch.Tensor:  # torch.export runs this code on fake tensors
         from kernels.operators import traced
 
@@ -106,24 +105,27 @@ def rmsnorm(
         return plans.into(out, rmsnorm_torch(x, weight, eps, axis, numerics))
     plan, is_remembered = _plan(x, weight, axis, out, backend, batch_invariant, numerics)
     if usual and is_remembered:
-        shortcuts.add(plan.call, x, weight, out)
+        shortcuts.add(plan.call, plan.node_of, x, weight, out)
     return plan.call(out, x, weight, eps)
 
 
-def known_call(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_offset: float, casting: str) -> Call | None:
-    """What serves `rmsnorm(x, weight, eps, weight_offset=…, casting=…)`, to be called as `known(None, x, weight, eps)`.
+def by_shortcut(x: torch.Tensor, weight: torch.Tensor | None, eps: float, weight_offset: float, casting: str) -> torch.Tensor | None:
+    """`rmsnorm(x, weight, eps, weight_offset=…, casting=…)` if such a call was made before. Not for traced code.
 
-    None where no such call was made before, under an override or forward-mode AD, and for what is no plain tensor. Not for traced code.
+    None where none was, under an override or forward-mode AD, and for what is no plain tensor.
     """
-    if x.__class__ is not torch.Tensor or eps.__class__ is not float or not eps >= 0:
+    if x.__class__ is not torch.Tensor or eps.__class__ is not float or not eps >= 0.0:
         return None
     if active_override() is not None or forward_ad._current_level >= 0:
         return None
     is_plain = casting is FP32 and weight_offset is NO_OFFSET
     shortcuts = _plain_shortcuts if is_plain else _shortcuts[checked_numerics(weight_offset, casting)]
-    check, call, recording, weightless, _, _ = shortcuts.latest
+    check, call, node, node_eps, recording, weightless = shortcuts.latest
     is_latest = recording is is_grad_enabled() and weightless is (weight is None) and not x.is_nested
-    return call if is_latest and (check(x) if weight is None else check(x, weight)) else shortcuts.find(x, weight)
+    if is_latest and (check(x) if weight is None else check(x, weight)):
+        return call(None, x, weight, eps) if node is None or eps != node_eps else node(x, weight)
+    found = shortcuts.find(x, weight, eps)
+    return None if found is None else found(None, x, weight, eps)
 
 
 def _plan(

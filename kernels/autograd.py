@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from kernels.backward import BackwardPlans, Gradients, torch_backward
-from kernels.calls import Call
+from kernels.calls import Call, Node, NodeOf
 from kernels.numerics import Numerics
 from tuning_db.model import Config
-
-Node: TypeAlias = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
-"""node(x, weight) -> y, which then is part of autograd's graph."""
 
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether a tensor stands for many, as under is_grads_batched
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost torch.func transform, or None
@@ -24,24 +20,27 @@ MAX_EPS = 8
 """Values of eps whose nodes are remembered for one kind of call."""
 
 
-def differentiable(forward: Call, axis: int, config: Config | None, numerics: Numerics) -> Call:
-    """`forward` for inputs that require grad; its `out` is None: an `out` and gradients exclude each other.
+def differentiable(forward: Call, axis: int, config: Config | None, numerics: Numerics) -> tuple[Call, NodeOf]:
+    """`forward` for inputs that require grad; its `out` is None: an `out` and gradients exclude each other. And its nodes by eps.
 
     `config` is the override of the forward: the backward may run in a thread that knows of none.
     """
     backwards = BackwardPlans(axis, config, numerics)
     nodes: dict[float, Node] = {}
 
-    def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-        del out
+    def node_of(eps: float) -> Node:
         node = nodes.get(eps)
         if node is None:
             if len(nodes) >= MAX_EPS:
                 nodes.clear()
             node = nodes[eps] = _node(forward, backwards, eps)
-        return node(x, weight)
+        return node
 
-    return call
+    def call(out: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+        del out
+        return (nodes.get(eps) or node_of(eps))(x, weight)
+
+    return call, node_of
 
 
 def _node(forward: Call, backwards: BackwardPlans, eps: float) -> Node:

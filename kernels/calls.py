@@ -10,6 +10,12 @@ import torch
 Call: TypeAlias = Callable[["torch.Tensor | None", torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
 """call(out, x, weight, eps) -> y. Without out it allocates y."""
 
+Node: TypeAlias = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+"""node(x, weight) -> y, which then is part of autograd's graph; eps is decided too."""
+
+NodeOf: TypeAlias = Callable[[float], Node]
+"""The Node for an eps."""
+
 Sums: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """y and new_residual."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kernels.api import known_call, rmsnorm
+from kernels.api import by_shortcut, rmsnorm
 from kernels.device import interpreting
 from kernels.numerics import FP32, NO_OFFSET
 from kernels.validation import InvalidInput, checked_numerics
@@ -69,10 +69,10 @@ class RMSNorm(torch.nn.RMSNorm):
         eps = self.eps
         if eps is None:
             eps = FLOAT64_EPS if x.dtype == torch.float64 else FLOAT32_EPS
-        if not _is_dynamo_compiling():
-            call = known_call(x, weight, eps, self.weight_offset, self.casting)
-            if call is not None and (weight is not None or (x.shape[-1],) == self.normalized_shape):
-                return call(None, x, weight, eps)  # it fits the weight, else none were known
+        if not _is_dynamo_compiling() and (weight is not None or x.shape[-1:] == self.normalized_shape):
+            y = by_shortcut(x, weight, eps, self.weight_offset, self.casting)
+            if y is not None:
+                return y  # x fits the weight, else there were no shortcut
         shape = self.normalized_shape if weight is None else tuple(weight.shape)
         dims = len(shape)
         if x.shape[-dims:] != shape:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from kernels.allocation import on_current_gpu
-from kernels.calls import Call, dtype_name
+from kernels.calls import Call, NodeOf, dtype_name
 from kernels.device import interpreting
 from kernels.geometry import geometry_of
 from kernels.numerics import Numerics
@@ -27,6 +27,8 @@ class Plan(NamedTuple):
 
     call: Call
     served_by: str
+    node_of: NodeOf | None = None
+    """For inputs that require grad: what `call` calls."""
 
 
 def into(out: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
@@ -125,7 +127,8 @@ def _differentiable_plan(plan: Plan, axis: int, numerics: Numerics) -> Plan:
         return plan
     from kernels.autograd import differentiable
 
-    return Plan(differentiable(plan.call, axis, active_override(), numerics), plan.served_by)
+    call, node_of = differentiable(plan.call, axis, active_override(), numerics)
+    return Plan(call, plan.served_by, node_of)
 
 
 def _torch_plan(axis: int, numerics: Numerics, served_by: str) -> Plan:

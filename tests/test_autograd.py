@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradient_oracle import assert_gradients, expected_gradients, root_mean_square_error
-from kernels import InvalidInput, dispatch, override, rmsnorm
+from kernels import InvalidInput, RMSNorm, dispatch, override, rmsnorm
 from kernels.autograd import MAX_EPS
 from kernels.reference import rmsnorm_backward_torch
+from kernels.shortcuts import LONG_RUN
 from kernels.variants import candidates
 from oracle import DEVICE, DTYPES, INTERPRETED, assert_rmsnorm, random_weight, random_x
 from tuning_db.model import BACKWARD, Config, Problem
@@ -341,3 +342,20 @@ def test_more_values_of_eps_than_are_remembered():
     for eps, y in graphs:
         assert_rmsnorm(y, x, weight, eps)
         assert_gradients(*gradients(y, dy, x, weight), dy, x, weight, eps)
+
+
+@pytest.mark.parametrize("through_module", [False, True])
+def test_another_eps_after_a_long_run_of_calls(through_module):
+    """Its node is tried first from then on, which is one of a certain eps."""
+    x, weight = leaves((4, 64), torch.float32, torch.float32)
+    module, dy = RMSNorm(64).to(x.device), direction(x)
+    module.weight = torch.nn.Parameter(weight.detach())
+
+    def y_of(eps: float) -> torch.Tensor:
+        module.eps = eps
+        return module(x) if through_module else rmsnorm(x, module.weight, eps)
+
+    for eps in [1e-6] * (LONG_RUN + 3) + [0.5, 1e-6, 0.5]:
+        y = y_of(eps)
+        assert_rmsnorm(y, x, weight, eps)
+        assert_gradients(*gradients(y, dy, x, module.weight), dy, x, weight, eps)
