@@ -21,10 +21,11 @@ from tuner.cases import EPS, Case, Tensors
 from tuner.verify import Verifier
 from tuning_db.model import Device, Problem
 
-CALLS = 500
-"""Calls between two reads of the host's clock: below the depth of the launch queue, so that none waits for the GPU."""
-REPEATS = 15
-WARM_CALLS = 50
+CALLS = 100
+"""Calls between two reads of the host's clock: below the depth of the launch queue, so that none waits for the GPU; and few, so that a
+host that is slower for a while is so for every provider."""
+REPEATS = 75
+WARM_CALLS = 20
 
 MODULES = {"tuned": RMSNorm, "eager": torch.nn.RMSNorm}
 SHAPES_IN_TURN = 5
