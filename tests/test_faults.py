@@ -123,7 +123,12 @@ def test_what_may_not_be_written_is_read_and_what_may_not_be_read_is_a_miss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = record_here(nobodys_folder / "a.db", LEGAL)
+    lines_of_calls(caplog)
     monkeypatch.setenv("RMSNORM_TUNING_DB", str(path))
+    forget_plans()
+    lines_of_calls(caplog)  # now all is compiled, with and without the record, that nobody could not write to root's cache
+    caplog.clear()
+    forget_plans()
     path.chmod(file_mode)
     nobodys_folder.chmod(mode)
     if os.geteuid() == 0:

@@ -175,7 +175,7 @@ def test_who_is_absent_is_said_so() -> None:
     nobody = Provider("nothing", "no-such-distribution", "no_such_module", lambda case, device: raising(KeyError()))
     assert nobody.absence() == "no-such-distribution is not installed"
     assert nobody.version() == "without a version"
-    assert PROVIDERS["eager"].version() == torch.__version__
+    assert PROVIDERS["eager"].version() in (torch.__version__, torch.__version__.partition("+")[0])  # PyPI's wheels leave +cu130 out
 
 
 FAKE_US = {"reference": 8.0, "tuned": 10.0, "eager": 20.0, "now": 10.5, "then": 10.0}
