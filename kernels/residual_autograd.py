@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kernels.autograd import needs_operations
+from kernels.autograd import needs_operations, quick_apply
 from kernels.calls import AddCall, Sums
 from kernels.numerics import Numerics
 from kernels.residual_backward import AddBackwardPlans, AddGradients, add_backward_torch
@@ -58,5 +58,4 @@ class _AddRMSNorm(torch.autograd.Function):
         return None, *wanted
 
 
-_apply = super(torch.autograd.Function, _AddRMSNorm).apply
-"""`_AddRMSNorm.apply` without the Python around it, as in `kernels.autograd`."""
+_apply = quick_apply(_AddRMSNorm)
