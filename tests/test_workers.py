@@ -252,7 +252,8 @@ def test_a_worker_sees_one_gpu_of_those_that_this_process_sees(
     assert sees_only(gpu) == {"CUDA_VISIBLE_DEVICES": seen}
 
 
-def test_gpus_share_their_compile_processes() -> None:
+def test_gpus_share_their_compile_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     made = local_stations(DEVICE, (0, 2))
     try:
         assert len({id(station.compiler) for station in made}) == 1
