@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -77,12 +76,13 @@ def quick_apply(function: type[torch.autograd.Function]) -> Any:
     """Its `apply` without the Python around it, which looks for torch.func transforms: no plan is called under one.
 
     It is that of a class with the same attributes but neither base classes nor a metaclass in Python: PyTorch looks some up by name in
-    each call. A forward that allocates and launches nothing takes 3.1 µs so, not 4.5 (a server's CPU).
+    each call. A forward that allocates and launches nothing takes 4.05 µs so, 4.15 on the class itself, 5.7 by `Function.apply` (a
+    server's CPU).
     """
-    bases = [base for base in function.__mro__ if base not in (torch._C._FunctionBase, object)]
-    names = {name for base in bases for name in vars(base) if not name.startswith("__")} - {"apply"}
-    attributes = {name: inspect.getattr_static(function, name) for name in names}
-    return type(function.__name__, (torch._C._FunctionBase,), attributes).apply  # type: ignore[attr-defined]
+    base = torch._C._FunctionBase
+    inherited = [vars(kind) for kind in reversed(function.__mro__) if kind not in (base, object)]
+    attributes = {name: value for named in inherited for name, value in named.items() if name != "apply" and not name.startswith("__")}
+    return type(function.__name__, (base,), attributes).apply  # type: ignore[attr-defined]
 
 
 def needs_operations(dy: torch.Tensor) -> bool:

@@ -271,7 +271,7 @@ def _packed_launcher(
         hooked = enter_calls or leave_calls or runtime.launch_enter_hook is not enter or runtime.launch_exit_hook is not leave
         if misaligned or hooked or elsewhere:
             return ordinary(not misaligned)(y, x, weight, eps)
-        arguments = (y_ptr, x_ptr, w_ptr, eps) + tail  # noqa: RUF005 - unpacking takes twice as long
+        arguments = (y_ptr, x_ptr, w_ptr, eps) + tail  # noqa: RUF005 - unpacking takes 0.03 µs more
         submit(function, grid_x, grid_y, grid_z, num_warps, shared_bytes, types, arguments, raw_stream(device_index))
         return y
 

@@ -19,7 +19,7 @@ from kernels.settings import read_settings
 from kernels.validation import KERNEL_DTYPES, InvalidInput, check_arguments, check_out_memory, overlap_offset
 
 MAX_PLANS = 16384
-"""Kinds of calls of a function remembered; past that the table starts anew. 16384 take some 30 MB, 180 with gradients (one eps each)."""
+"""Kinds of calls of a function remembered; past that the table starts anew. 16384 take some 30 MB, 200 with gradients (one eps each)."""
 
 
 class Plan(NamedTuple):
